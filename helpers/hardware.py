@@ -1,0 +1,126 @@
+"""What card is this, and what does that mean for training?
+
+    gpu = detect_gpu()              # the card in this machine ...
+    gpu = KNOWN_GPUS["T4"]          # ... or one that you do not own, to plan for it
+    dtype, reason = compute_dtype(gpu)
+
+Decisions are pure functions of a small `Gpu` and come with their reason, so they can be tested and shown without a card.
+torch is imported only inside `detect_gpu`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+AMPERE = (8, 0)  # the first compute capability with bf16 arithmetic in hardware
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One training device. Sizes in bytes. `kind` is "cuda", "mps" or "cpu"; for "cpu" the memory is the machine's RAM."""
+
+    name: str
+    kind: str
+    total_bytes: int
+    free_bytes: int
+    capability: tuple[int, int] | None = None
+    ram_free_bytes: int = 12 * GIB
+    disk_free_bytes: int = 50 * GIB
+    count: int = 1
+
+    def __str__(self) -> str:
+        what = {"cuda": "free of", "mps": "shared memory free of", "cpu": "RAM free of"}[self.kind]
+        capability = f", compute capability {self.capability[0]}.{self.capability[1]}" if self.capability else ""
+        return f"{self.name}: {self.free_bytes / GIB:.1f} GiB {what} {self.total_bytes / GIB:.1f} GiB{capability}"
+
+
+def _card(name: str, mib: int, capability: tuple[int, int]) -> Gpu:
+    """A card for planning: what `mem_get_info()` reports as total on it, taken as wholly free."""
+    return Gpu(name, "cuda", mib * 2**20, mib * 2**20, capability)
+
+
+# MiB as the driver reports them (a little less than the box says). T4: 14,912 MiB, the total that PyTorch reported on 41
+# recorded T4 runs. Others: the nominal size, less what the driver of that generation keeps for itself where it is known.
+KNOWN_GPUS: dict[str, Gpu] = {
+    short: _card(name, mib, capability)
+    for short, name, mib, capability in [
+        ("T4", "Tesla T4", 14912, (7, 5)),
+        ("P100", "Tesla P100", 16276, (6, 0)),
+        ("L4", "NVIDIA L4", 22700, (8, 9)),
+        ("A100", "NVIDIA A100 40GB", 40326, (8, 0)),
+        ("RTX 2060", "NVIDIA GeForce RTX 2060", 6144, (7, 5)),
+        ("RTX 2070", "NVIDIA GeForce RTX 2070", 8192, (7, 5)),
+        ("RTX 2080 Ti", "NVIDIA GeForce RTX 2080 Ti", 11264, (7, 5)),
+        ("RTX 3060", "NVIDIA GeForce RTX 3060", 12288, (8, 6)),
+        ("RTX 3070", "NVIDIA GeForce RTX 3070", 8192, (8, 6)),
+        ("RTX 3080 10GB", "NVIDIA GeForce RTX 3080", 10240, (8, 6)),
+        ("RTX 3090", "NVIDIA GeForce RTX 3090", 24576, (8, 6)),
+        ("RTX 4060", "NVIDIA GeForce RTX 4060", 8188, (8, 9)),
+        ("RTX 4060 Ti 16GB", "NVIDIA GeForce RTX 4060 Ti", 16380, (8, 9)),
+        ("RTX 4070", "NVIDIA GeForce RTX 4070", 12282, (8, 9)),
+        ("RTX 4070 Ti SUPER", "NVIDIA GeForce RTX 4070 Ti SUPER", 16376, (8, 9)),
+        ("RTX 4090", "NVIDIA GeForce RTX 4090", 24564, (8, 9)),
+        ("RTX 5060 Ti 16GB", "NVIDIA GeForce RTX 5060 Ti", 16311, (12, 0)),
+        ("RTX 5070", "NVIDIA GeForce RTX 5070", 12227, (12, 0)),
+        ("RTX laptop 4GB", "NVIDIA GeForce RTX laptop 4GB", 4096, (8, 6)),
+        ("RTX laptop 6GB", "NVIDIA GeForce RTX laptop 6GB", 6144, (8, 6)),
+        ("RTX laptop 8GB", "NVIDIA GeForce RTX laptop 8GB", 8188, (8, 9)),
+        ("RTX laptop 12GB", "NVIDIA GeForce RTX laptop 12GB", 12282, (8, 9)),
+        ("RTX laptop 16GB", "NVIDIA GeForce RTX laptop 16GB", 16376, (8, 9)),
+    ]
+}
+
+
+def detect_gpu(workdir: str | Path = ".") -> Gpu:
+    """The device that training would use here: the first CUDA card, else Apple's GPU, else the CPU.
+
+    Free memory of a CUDA card is what the driver calls free (so what the desktop uses is already left out) plus what this
+    very process holds in reserve, because training can use that again.
+    """
+    import torch
+
+    ram = psutil.virtual_memory()
+    rest = {"ram_free_bytes": ram.available, "disk_free_bytes": shutil.disk_usage(workdir).free}
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info(0)
+        held = torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)
+        return Gpu(
+            torch.cuda.get_device_name(0),
+            "cuda",
+            total,
+            free + held,
+            torch.cuda.get_device_capability(0),
+            count=torch.cuda.device_count(),
+            **rest,
+        )
+    if torch.backends.mps.is_available():
+        return Gpu("Apple GPU (possible, slow, not tested by us)", "mps", ram.total, ram.available, **rest)
+    return Gpu(f"CPU, {torch.get_num_threads()} threads, no GPU", "cpu", ram.total, ram.available, **rest)
+
+
+def compute_dtype(gpu: Gpu) -> tuple[str, str]:
+    """(name of the torch dtype to calculate in, why).
+
+    Decided by compute capability: `torch.cuda.is_bf16_supported()` answers True on a T4 because it counts slow emulation
+    (pytorch#148322).
+    """
+    if gpu.kind != "cuda":
+        return "float32", "fp32, because 16-bit arithmetic is slow or missing without a CUDA card"
+    version = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+    if gpu.capability >= AMPERE:
+        return "bfloat16", f"bf16, because {version} calculates it in hardware and it cannot overflow like fp16"
+    return "float16", f"fp16, because {gpu.name} ({version}) has no bf16 in hardware"
+
+
+def attention(gpu: Gpu) -> tuple[str, str]:
+    """(attention kernel that PyTorch's SDPA will run, why): "flash", "efficient" or "math"."""
+    if gpu.kind != "cuda":
+        return "math", "PyTorch's own attention on this device"
+    if gpu.capability >= AMPERE:
+        return "flash", "flash attention inside PyTorch, for compute capability 8.0 and newer"
+    return "efficient", "memory-efficient attention: flash attention needs compute capability 8.0"

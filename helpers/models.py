@@ -1,0 +1,105 @@
+"""Load a base model in 4 bit, attach an adapter, generate.
+
+model, tokenizer = load_quantized(config, plan)
+model = attach_lora(model, config)
+answers = generate(model, tokenizer, prompts)
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+import bitsandbytes as bnb
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from helpers.recipe import lora_config, quantization_config
+from helpers.weights import fetch_weights
+
+if TYPE_CHECKING:
+    from helpers.config import TrainConfig
+    from helpers.planner import Plan
+
+Messages = list[dict[str, str]]
+
+
+def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model of `plan` with 4-bit NF4 weights, and its tokenizer.
+
+    Raises:
+        WeightsError: the weights are in none of the known sources.
+    """
+    folder = fetch_weights(plan.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=quantization_config(config, plan),
+        dtype=getattr(torch, plan.dtype),
+        device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
+        attn_implementation="sdpa",
+    )
+    model.config._name_or_path = model.name_or_path = plan.model  # so that a saved adapter names the model, not our cache
+    keep_weights_trainable(model)
+    return model, tokenizer
+
+
+def keep_weights_trainable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for inference, which silently ruins training on some CPUs.
+
+    On CPUs with AVX512-BF16, the first forward pass in eval mode repacks each weight, and the backward pass through a repacked
+    weight is wrong: cosine 0.03 with the right gradient, with a loss that looks normal (measured with bitsandbytes 0.50.2).
+    This can go when tests/test_models.py passes without it on such a CPU.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_lora(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PeftModel:
+    """`model` with a fresh LoRA adapter beside its frozen weights; an adapter that is already there is dropped first."""
+    set_seed(config.seed)  # the A matrices start at random values
+    return get_peft_model(without_adapter(model), lora_config(config))
+
+
+def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The base model itself, with any LoRA layers taken out again (its weights were never changed)."""
+    if isinstance(model, PeftModel):
+        model = model.unload()
+        model.__dict__.pop("peft_config", None)  # else PEFT warns about a second adapter
+    return model
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Messages],
+    max_new_tokens: int = 128,
+    batch_size: int = 48,
+) -> list[str]:
+    """Greedy answers to chat prompts, in order. Generated in batches, padded on the left so that all end together."""
+    was_training, padding_side = model.training, tokenizer.padding_side
+    model.eval()
+    tokenizer.padding_side = "left"
+    answers: list[str] = []
+    try:
+        for start in range(0, len(prompts), batch_size):
+            batch = tokenizer.apply_chat_template(
+                prompts[start : start + batch_size], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+            ).to(model.device)
+            tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            new_tokens = tokens[:, batch["input_ids"].shape[1] :]
+            answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
+    finally:
+        tokenizer.padding_side = padding_side
+        model.train(was_training)
+    return answers
+
+
+def free_memory() -> None:
+    """Return memory that no Python object uses any more to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

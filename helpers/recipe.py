@@ -1,0 +1,98 @@
+"""(config, plan) -> the configuration objects of the ecosystem.
+
+BitsAndBytesConfig, LoraConfig and SFTConfig are made here and nowhere else, so what is planned, what is trained and what
+is exported cannot differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.config import TrainConfig
+from helpers.planner import Plan
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+    from trl import SFTConfig
+
+
+def quantization_config(config: TrainConfig, plan: Plan) -> BitsAndBytesConfig | None:
+    """4-bit NF4 with double quantisation (arXiv 2305.14314), or None for 16-bit base weights."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",  # 16 levels placed where normally distributed weights are dense
+        bnb_4bit_use_double_quant=True,  # the scales are quantised too: 0.37 bit per weight saved
+        bnb_4bit_compute_dtype=getattr(torch, plan.dtype),  # weights are unpacked to this for each multiplication
+    )
+
+
+def lora_config(config: TrainConfig) -> LoraConfig:
+    """The adapter: W stays frozen, (lora_alpha / r) x B x A is learned beside it (arXiv 2106.09685)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training_examples: int) -> SFTConfig:
+    """TRL's settings for this run. `training_examples` decides how many steps an epoch has."""
+    from trl import SFTConfig
+
+    steps = total_steps(config, training_examples)
+    steps_between_evaluations = -(-steps // config.evaluations)  # rounded up
+    return SFTConfig(
+        output_dir=str(output_dir),
+        max_length=config.max_length,
+        # --- how much is learned, how fast
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=round(config.warmup_ratio * steps),
+        seed=config.seed,
+        # --- what fits in memory
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        gradient_checkpointing=plan.checkpointing,
+        per_device_eval_batch_size=plan.micro_batch,  # the default of 8 is a common cause of running out of memory
+        optim=plan.optimizer,
+        # --- precision: TRL would otherwise choose bf16 everywhere, which a T4 can only emulate
+        fp16=plan.dtype == "float16",
+        bf16=plan.dtype == "bfloat16",
+        tf32=None,
+        use_cpu=plan.gpu.kind == "cpu",
+        # --- what is measured and kept
+        eval_strategy="steps",
+        eval_steps=steps_between_evaluations,
+        eval_on_start=True,  # the untrained model's loss, and a test that evaluation fits in memory
+        logging_steps=max(1, steps // 20),
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        save_strategy="steps",
+        save_steps=steps_between_evaluations,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to="none",
+        disable_tqdm=True,  # the live chart is the progress display
+    )
+
+
+def total_steps(config: TrainConfig, training_examples: int) -> int:
+    """Optimizer steps of the whole run. The last step of an epoch may be smaller than the effective batch."""
+    if config.max_steps > 0:
+        return config.max_steps
+    steps_per_epoch = -(-training_examples // config.effective_batch_size)
+    return max(1, round(steps_per_epoch * config.num_train_epochs))

@@ -1,0 +1,57 @@
+"""Shared fixtures: a tiny random Llama with a byte tokenizer, so that most tests need no download and take seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).parent.parent
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Llama with grouped-query attention and random weights; one token per byte, like a real checkpoint otherwise."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    bytes_tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_tokenizer.decoder = decoders.ByteLevel()
+    bytes_tokenizer.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer.save_pretrained(folder)
+    set_seed(0)
+    shape = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                        head_dim=16, vocab_size=len(vocabulary), tie_word_embeddings=True, max_position_embeddings=1024,
+                        eos_token_id=2, pad_token_id=0, bos_token_id=1)  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def alpaca_rows() -> list[dict[str, str]]:
+    return [{"instruction": f"What is {n} plus {n}?", "input": "", "output": f"The sum is {2 * n}."} for n in range(24)]

@@ -1,0 +1,103 @@
+"""4-bit loading, adapters and generation, on the tiny model and in real NF4."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import PeftModel
+
+from helpers.config import TrainConfig
+from helpers.hardware import GIB, Gpu
+from helpers.models import attach_lora, generate, load_quantized, without_adapter
+from helpers.planner import make_plan
+
+CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
+
+
+@pytest.fixture
+def config(tiny_model):
+    return TrainConfig(model=str(tiny_model), r=4, lora_alpha=8)
+
+
+@pytest.fixture
+def loaded(config):
+    return load_quantized(config, make_plan(config, CPU))
+
+
+def gradients(model, tokenizer):
+    model.train()
+    model.zero_grad()
+    ids = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")["input_ids"]
+    model(input_ids=ids, labels=ids).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_the_base_weights_are_nf4_with_double_quantisation(loaded):
+    model, _ = loaded
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(layers) == 2 * 7
+    for layer in layers:
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
+
+
+def test_gradients_are_the_same_before_and_after_an_evaluation_and_a_generation(loaded, config):
+    """bitsandbytes may repack weights for inference, and then the backward pass is silently wrong (helpers/models.py)."""
+    model, tokenizer = loaded
+    model = attach_lora(model, config)
+    before = gradients(model, tokenizer)
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.arange(5, 40)[None])
+    generate(model, tokenizer, [[{"role": "user", "content": "hello"}]], max_new_tokens=4)
+    assert before.abs().max() > 0
+    torch.testing.assert_close(gradients(model, tokenizer), before, rtol=1e-6, atol=1e-6)
+    assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, bnb.nn.Linear4bit))
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_in_fp32(loaded, config):
+    model, _ = loaded
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        model = attach_lora(model, config)
+        after = model(input_ids=ids).logits
+    torch.testing.assert_close(after, before)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_attaching_twice_gives_one_fresh_adapter_with_the_same_start(loaded, config):
+    model, _ = loaded
+    first = attach_lora(model, config)
+    start = {name: p.detach().clone() for name, p in first.named_parameters() if p.requires_grad}
+    for p in first.parameters():
+        if p.requires_grad:
+            p.data += 1
+    second = attach_lora(first, config)
+    again = {name: p for name, p in second.named_parameters() if p.requires_grad}
+    assert start.keys() == again.keys()
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    assert list(second.peft_config) == ["default"]
+    assert not isinstance(without_adapter(second), PeftModel)
+
+
+def test_generation_does_not_depend_on_the_batch(loaded):
+    model, tokenizer = loaded
+    prompts = [[{"role": "user", "content": text}] for text in ("a", "a much longer question than the others", "b c d")]
+    together = generate(model, tokenizer, prompts, max_new_tokens=8)
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert together == alone
+    assert tokenizer.padding_side == "right" or tokenizer.padding_side == tokenizer.init_kwargs.get("padding_side", "right")
+
+
+def test_generation_leaves_the_model_in_the_mode_it_had(loaded):
+    model, tokenizer = loaded
+    for mode in (True, False):
+        model.train(mode)
+        generate(model, tokenizer, [[{"role": "user", "content": "x"}]], max_new_tokens=1)
+        assert model.training is mode
+
+
+def test_16_bit_base_weights_on_request(tiny_model):
+    config = TrainConfig(model=str(tiny_model), quantization="none")
+    model, _ = load_quantized(config, make_plan(config, CPU))
+    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())

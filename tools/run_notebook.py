@@ -1,0 +1,76 @@
+"""Execute a notebook without a browser, show its text as it appears, and keep the executed page.
+
+    python -m tools.run_notebook notebooks/00_quickstart.ipynb --into runs/quickstart
+
+Writes `report.html` (the executed notebook) and adds a line to `executions.jsonl`: seconds and peak memory of the kernel.
+The notebook file itself is not changed, so no outputs reach git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+SECONDS_PER_CELL = 3600
+
+
+def peak_memory_of_children_gib() -> float | None:
+    """Largest resident size that any finished child process had; None where the system does not keep it (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kilobyte / 2**30
+
+
+def print_text(cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream" and output.name == "stdout":
+            print(output.text, end="", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--into", type=Path, required=True, help="folder for report.html and executions.jsonl")
+    arguments = parser.parse_args()
+
+    notebook = nbformat.read(arguments.notebook, as_version=4)
+    workdir = {"metadata": {"path": str(arguments.notebook.parent)}}
+    client = NotebookClient(notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text)
+    started, failure = time.monotonic(), None
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        failure = error
+    seconds, peak = time.monotonic() - started, peak_memory_of_children_gib()
+
+    arguments.into.mkdir(parents=True, exist_ok=True)
+    page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": arguments.notebook.stem}})
+    (arguments.into / "report.html").write_text(page, encoding="utf-8")
+    if failure is not None:
+        print(
+            f"\n{arguments.notebook} failed; the page up to there: {arguments.into / 'report.html'}\n\n{failure}", file=sys.stderr
+        )
+        return 1
+    measured = {"notebook": arguments.notebook.name, "seconds": round(seconds, 1), "peak_memory_gib": peak and round(peak, 2)}
+    with (arguments.into / "executions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(measured) + "\n")
+    print(
+        f"\n{arguments.notebook.name}: {seconds / 60:.1f} minutes, peak memory {measured['peak_memory_gib']} GiB. "
+        f"Everything it made is in {arguments.into}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
