@@ -42,7 +42,8 @@ class LiveChart(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         if not has_notebook():
-            print(self._line(state, logs), flush=True)
+            if "loss" in logs or "eval_loss" in logs:
+                print(self._line(state, logs), flush=True)
         elif "eval_loss" in logs or time.monotonic() - self.drawn_at > SECONDS_BETWEEN_REDRAWS:
             self._draw(state)
 
@@ -53,7 +54,7 @@ class LiveChart(TrainerCallback):
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         shown = {"loss": "training loss", "eval_loss": "validation loss"}
         losses = ", ".join(f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs)
-        return f"step {state.global_step:>4}/{state.max_steps}  {losses or 'done'}  {self._time_left(state)}"
+        return f"step {state.global_step:>4}/{state.max_steps}  {losses}  {self._time_left(state)}"
 
     def _time_left(self, state: TrainerState) -> str:
         if not state.global_step:

@@ -93,6 +93,7 @@ def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsy
 
 
 def test_the_saved_adapter_is_the_best_steps_and_answers_the_same_after_reloading(job, tmp_path):
+    job["config"].learning_rate, job["config"].max_steps = 0.01, 12
     wrong = [{"role": "assistant", "content": "zzzz zzzz zzzz"}]  # what is learned makes validation worse, step by step
     job["training"] = job["training"].map(lambda example: {"completion": wrong})
     run = train(**job, root=tmp_path)
