@@ -35,7 +35,7 @@ def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, ti
     trained = [point for point in validation if point[0] > 0]
     if trained:
         best_step, best_loss = min(trained, key=lambda point: point[1])
-        axes.scatter([best_step], [best_loss], s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3)
+        axes.scatter([best_step], [best_loss], s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
         axes.annotate(
             f"best: {best_loss:.2f} at step {best_step}", (best_step, best_loss), xytext=(0, 16), textcoords="offset points",
             ha="right", color=BEST, fontweight="bold",

@@ -25,7 +25,9 @@ def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase)
     """Write adapter (safetensors), tokenizer, chat template and model card to `run.adapter`, whole or not at all."""
     draft = run.folder / "adapter.part"
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = run.settings["model"]  # the model's name, not the cache folder of this machine
+    model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
     tokenizer.save_pretrained(draft)
     (draft / "README.md").write_text(model_card(run), encoding="utf-8")
     shutil.rmtree(run.adapter, ignore_errors=True)

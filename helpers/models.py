@@ -8,6 +8,7 @@ answers = generate(model, tokenizer, prompts)
 from __future__ import annotations
 
 import gc
+import warnings
 from typing import TYPE_CHECKING
 
 import bitsandbytes as bnb
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from helpers.planner import Plan
 
 Messages = list[dict[str, str]]
+# PEFT and TRL still call transformers by older names; nothing that a learner could act on.
+warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
 
 
 def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -40,7 +43,6 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
         device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
         attn_implementation="sdpa",
     )
-    model.config._name_or_path = model.name_or_path = plan.model  # so that a saved adapter names the model, not our cache
     keep_weights_trainable(model)
     return model, tokenizer
 

@@ -44,7 +44,7 @@ def build_trainer(
         training, validation: `prompt` and `completion` messages. Of `validation`, the first `config.eval_examples` are used.
     """
     if plan.gpu.kind == "cpu":
-        _score_only_answers()
+        score_only_answers()
     trainer = SFTTrainer(
         model=attach_lora(model, config),
         args=sft_config(config, plan, output_dir, len(training)),
@@ -70,7 +70,7 @@ class EvaluateLastStep(TrainerCallback):
             control.should_evaluate = True
 
 
-def _score_only_answers() -> None:
+def score_only_answers() -> None:
     """Let TRL's loss head skip masked positions on a CPU, as it does on GPUs with Triton.
 
     Without Triton, TRL 1.16 projects every position to the whole vocabulary, prompts included, and masks afterwards. On two

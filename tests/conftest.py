@@ -46,7 +46,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     set_seed(0)
     shape = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                        head_dim=16, vocab_size=len(vocabulary), tie_word_embeddings=True, max_position_embeddings=1024, initializer_range=0.1,
+                        head_dim=16, vocab_size=len(vocabulary), tie_word_embeddings=True, max_position_embeddings=1024,
+                        initializer_range=0.1,
                         eos_token_id=2, pad_token_id=0, bos_token_id=1)  # fmt: skip
     LlamaForCausalLM(shape).save_pretrained(folder)
     return folder

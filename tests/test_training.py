@@ -59,7 +59,7 @@ def test_skipping_masked_positions_does_not_change_the_loss(job, tmp_path, monke
     losses = []
     for skip in (False, True):
         monkeypatch.setattr(trl_utils, "_use_triton", lambda device, skip=skip: skip)
-        monkeypatch.setattr("helpers.training._score_only_answers", lambda: None)
+        monkeypatch.setattr("helpers.training.score_only_answers", lambda: None)
         losses.append(build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
