@@ -26,7 +26,7 @@ from helpers.hardware import detect_gpu
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import choose_model, make_plan
 from helpers.recipe import sft_config
-from helpers.training import score_only_answers, train
+from helpers.training import train, use_loss_head
 
 ORIGINAL = trl_utils._use_triton
 
@@ -67,7 +67,7 @@ def main() -> float:
         for name in seconds:
             trl_utils._use_triton = ORIGINAL
             if name == "bare" and not arguments.untouched and gpu.kind == "cpu":
-                score_only_answers()
+                use_loss_head(plan)
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 started = time.perf_counter()
                 bare(*job, folder) if name == "bare" else train(*job, root=folder)

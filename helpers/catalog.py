@@ -10,7 +10,7 @@ checked where a published total exists (LoRA parameter counts, recorded runs); `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from helpers.weights import EMBEDDED_MODEL
@@ -62,6 +62,10 @@ class ModelShape:
             tie_word_embeddings=bool(config.tie_word_embeddings),
             max_position_embeddings=config.max_position_embeddings,
         )
+
+    def to_config(self) -> dict[str, Any]:
+        """The same as plain values for `AutoConfig.for_model`, for a model that is built without its files."""
+        return asdict(self) | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
     @property
     def query_size(self) -> int:

@@ -49,6 +49,8 @@ class TrainConfig:
     """Longest example in tokens (prompt and answer together)."""
     effective_batch_size: int = 8
     """Examples per optimizer step = micro-batch x gradient accumulation. The planner chooses the two factors."""
+    micro_batch_size: int = 0
+    """Examples that go through the model at once; 0 lets the planner choose. Must divide effective_batch_size."""
     num_train_epochs: float = 1.0
     """How often each training example is seen."""
     max_steps: int = -1
@@ -85,6 +87,11 @@ class TrainConfig:
             (
                 self.max_steps == 0 or self.max_steps < -1,
                 f"max_steps={self.max_steps} must be a number of steps, or -1 to go by epochs.",
+            ),
+            (
+                self.micro_batch_size < 0 or (self.micro_batch_size > 0 and self.effective_batch_size % self.micro_batch_size != 0),
+                f"effective_batch_size={self.effective_batch_size} is not divisible by micro_batch_size={self.micro_batch_size}: "
+                "choose a divisor, or 0 to let the planner choose.",
             ),
             *[(getattr(self, field) < 1, f"{field}={getattr(self, field)} must be at least 1.") for field in at_least_one],
         ]

@@ -10,13 +10,15 @@ torch is imported only inside `detect_gpu`.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 AMPERE = (8, 0)  # the first compute capability with bf16 arithmetic in hardware
 
 
@@ -41,7 +43,7 @@ class Gpu:
 
 def _card(name: str, mib: int, capability: tuple[int, int]) -> Gpu:
     """A card for planning: what `mem_get_info()` reports as total on it, taken as wholly free."""
-    return Gpu(name, "cuda", mib * 2**20, mib * 2**20, capability)
+    return Gpu(name, "cuda", mib * MIB, mib * MIB, capability)
 
 
 # MiB as the driver reports them (a little less than the box says). T4: 14,912 MiB, the total that PyTorch reported on 41
@@ -124,3 +126,61 @@ def attention(gpu: Gpu) -> tuple[str, str]:
     if gpu.capability >= AMPERE:
         return "flash", "flash attention inside PyTorch, for compute capability 8.0 and newer"
     return "efficient", "memory-efficient attention: flash attention needs compute capability 8.0"
+
+
+def loss_head(gpu: Gpu) -> tuple[str, str]:
+    """(how TRL's loss head will run, why): "triton" folds logits tile by tile in one kernel, "torch" keeps temporaries per tile."""
+    if gpu.kind != "cuda":
+        return "torch", "TRL's, in plain torch, because Triton needs a CUDA card"
+    if gpu.capability < AMPERE:
+        return "torch", "TRL's, in plain torch, because Triton no longer supports cards before compute capability 8.0 officially"
+    if sys.platform == "win32" or (sys.platform == "linux" and _torch_without_triton()):
+        return "torch", "TRL's, in plain torch, because Triton is not installed here"
+    return "triton", "TRL's, with Triton kernels"
+
+
+def _torch_without_triton() -> bool:
+    """A CUDA build of torch is installed but Triton is not. (A CPU build is only used to plan for another machine.)"""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return "+cpu" not in version("torch") and importlib.util.find_spec("triton") is None
+    except PackageNotFoundError:
+        return False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a card can do by its data sheet, and how much longer real steps take."""
+
+    teraflops: float
+    """Tensor-core rate in 16 bit with fp32 sums."""
+    gigabytes_per_second: float
+    factor: float
+    source: str
+    """Where the seconds come from; empty if nothing is known about this card."""
+
+    def seconds(self, flops: float, bytes_moved: float) -> float:
+        """About how long this much work takes: arithmetic and memory traffic one after the other, times the factor."""
+        return self.factor * (flops / (self.teraflops * 1e12) + bytes_moved / (self.gigabytes_per_second * 1e9))
+
+
+# (TFLOP/s in 16 bit with fp32 sums, GB/s) from the makers' data sheets, rounded.
+DATA_SHEETS = {
+    "T4": (65, 320), "P100": (19, 732), "L4": (121, 300), "A100": (312, 1555), "RTX 2060": (26, 336), "RTX 2070": (30, 448),
+    "RTX 2080 Ti": (54, 616), "RTX 3060": (25, 360), "RTX 3070": (41, 448), "RTX 3080 10GB": (60, 760), "RTX 3090": (71, 936),
+    "RTX 4060": (30, 272), "RTX 4060 Ti 16GB": (44, 288), "RTX 4070": (58, 504), "RTX 4070 Ti SUPER": (88, 672),
+    "RTX 4090": (165, 1008), "RTX 5060 Ti 16GB": (47, 448), "RTX 5070": (62, 672),
+}  # fmt: skip
+T4_FACTOR = 2.03  # fitted on 41 recorded T4 steps: `python -m benchmarks.memory_accuracy --speed`
+
+
+def speed(gpu: Gpu) -> Speed:
+    """What is known about this card's speed. A card without a data sheet here is ranked as a T4, which says nothing about seconds."""
+    short = next((name for name, card in KNOWN_GPUS.items() if card.name == gpu.name and name in DATA_SHEETS), None)
+    if short is None:
+        return Speed(*DATA_SHEETS["T4"], T4_FACTOR, "")
+    source = (
+        "fitted on recorded T4 steps" if short == "T4" else "not measured on this card: from its data sheet and the T4's factor"
+    )
+    return Speed(*DATA_SHEETS[short], T4_FACTOR, source)

@@ -16,7 +16,10 @@ from helpers.catalog import ModelShape
 MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = 250 * MIB  # what the driver takes before the first tensor; 141 MiB measured on a T4, up to 250 assumed elsewhere
 CUBLAS_WORKSPACES = 2 * 8320 * 1024  # cuBLAS and cuBLASLt keep 8.125 MiB each (seen as a constant in 41 recorded T4 runs)
-LOSS_TILE = (4096, 32768)  # tokens x vocabulary entries that TRL's loss head holds at once
+LOSS_TILE_TOKENS, LOSS_TILE_VOCABULARY = 4096, 32768  # what TRL's loss head holds at once
+TORCH_TILE_COPIES = 33  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
+OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
+ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
 QUANTISATION_BLOCK = 64  # weights that share one scale in NF4
 
 
@@ -53,23 +56,31 @@ def estimate(
     *,
     r: int = 16,
     target_modules: str | list[str] = "all-linear",
-    checkpointing: bool = True,
+    checkpointing: str = "on",
     quantization: str = "nf4",
     element_bytes: int = 2,
-    optimizer_bytes: float = 2 * (1 + 4 / 256),
+    optimizer_bytes: float = ADAMW_8BIT,
+    attention: str = "flash",
+    loss_head: str = "triton",
+    loss_tile: int = LOSS_TILE_VOCABULARY,
+    offload: bool = False,
     on_gpu: bool = True,
 ) -> MemoryEstimate:
     """Peak memory of one optimizer step.
 
     Args:
+        checkpointing: "off", "selective" (attention's output is kept) or "on".
         element_bytes: size of one activation or unquantised weight: 2 in fp16/bf16, 4 in fp32.
         optimizer_bytes: per trainable parameter; 8-bit AdamW keeps two bytes and an fp32 scale per 256, AdamW in fp32 keeps 8.
+        loss_head, loss_tile: TRL's with "triton" or in plain "torch", and the vocabulary entries it handles at a time.
+        offload: saved activations wait in host memory.
         on_gpu: adds what the CUDA driver and its libraries take.
     """
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_value_size
-    layers, heads, vocab, e = shape.num_hidden_layers, shape.num_attention_heads, shape.vocab_size, element_bytes
+    layers, heads, e = shape.num_hidden_layers, shape.num_attention_heads, element_bytes
     tokens = micro_batch * seq_len
     trainable = shape.lora_parameters(r, target_modules)
+    adapted = shape.linear_layers() if target_modules == "all-linear" else target_modules
 
     linears = shape.linear_parameters()
     resident = {
@@ -81,24 +92,52 @@ def estimate(
     if on_gpu:
         resident["CUDA and libraries"] = CUDA_CONTEXT + CUBLAS_WORKSPACES
 
-    # One layer's saved activations, counted tensor by tensor: twice (norm input in fp32, norm output), queries, attention
-    # output, keys, values, gate, up, silu(gate), their product, the small LoRA outputs, softmax statistics, norm factors.
-    layer = tokens * (8 * h + e * (2 * h + 2 * q + 2 * kv + 4 * i) + 14 * r * e // 2 + 4 * heads + 8)
+    # One layer's saved activations, tensor by tensor: twice (norm input in fp32, norm output), queries and attention output,
+    # keys and values, gate, up, silu(gate) and their product, the small LoRA outputs, softmax statistics, norm factors.
+    keys_and_values = 2 * kv if attention == "flash" else 2 * q  # other kernels get them repeated for every head
+    layer = tokens * (8 * h + e * (2 * h + 2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
     backward = tokens * e * (2 * i + h)  # gradients that flow through one MLP
     workspace = e * h * i + (h * i) // 16 if quantization == "nf4" else 0  # one weight matrix unpacked from NF4, and its scales
-    loss = min(tokens, LOSS_TILE[0]) * min(vocab, LOSS_TILE[1]) * e + tokens * 3 * e * h
+    casts = e * trainable if e == 2 else 0  # 16-bit copies of the fp32 adapters, kept while a layer's activations are
+    mask = e * micro_batch * seq_len**2 if micro_batch > 1 else 0  # padded examples need one, as a bias for every score
+
+    tile = min(tokens, LOSS_TILE_TOKENS) * min(shape.vocab_size, loss_tile)
+    loss = tile * (e + (TORCH_TILE_COPIES if loss_head == "torch" else 0)) + tokens * 3 * e * h
     final_norm = tokens * 4 * e * h
 
-    if checkpointing:
-        saved = {"saved activations": tokens * e * h * layers}
-        at_loss = saved | {"loss head": loss + final_norm}
-        at_layer = saved | {"one layer, recomputed": layer + backward, "unpacked weights": workspace, "gradients": 4 * trainable}
+    at_loss = {"loss head": loss + final_norm}
+    if checkpointing == "off":
+        saved = {"saved activations": layer * layers + casts + mask}
+        moments = {"in the backward pass": saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}}
     else:
-        saved = {"saved activations": layer * layers}
-        at_loss = saved | {"loss head": loss + final_norm}
-        at_layer = saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}
-    candidates = [
-        MemoryEstimate(resident | at_loss, "computing the loss"),
-        MemoryEstimate(resident | at_layer, "in the backward pass"),
-    ]
+        kept = tokens * e * (h + (q if checkpointing == "selective" else 0))  # per layer
+        saved = {"saved activations": kept * layers + mask}
+        at_layer = {"one layer, recomputed": layer + backward + casts // layers, "unpacked weights": workspace}
+        moments = {  # going back, saved activations are used up while gradients pile up
+            "in the backward pass of the last layer": saved | at_layer | {"gradients": 4 * trainable // layers},
+            "in the backward pass of the first layer": {"saved activations": kept + mask} | at_layer | {"gradients": 4 * trainable},
+        }
+    if offload:
+        saved = {"saved activations": tokens * e * h * OFFLOAD_IN_FLIGHT + mask}
+        moments = {moment: parts | saved for moment, parts in moments.items()}
+    moments["computing the loss"] = saved | at_loss
+    candidates = [MemoryEstimate(resident | parts, moment) for moment, parts in moments.items()]
     return max(candidates, key=lambda candidate: candidate.total_bytes)
+
+
+def work(
+    shape: ModelShape, micro_batch: int, seq_len: int, checkpointing: str = "on", quantization: str = "nf4"
+) -> tuple[float, float]:
+    """(floating-point operations, bytes read and written) of one micro-batch, roughly: enough to rank settings by speed.
+
+    Each weight takes part in two multiplications forward and two backward (only the input's gradient: the weight is frozen), and
+    in two more where checkpointing recomputes the layer. Unpacking NF4 writes and reads every weight in 16 bit each time.
+    """
+    tokens, linears = micro_batch * seq_len, shape.linear_parameters()
+    passes = 2 if checkpointing == "off" else 3
+    scores = 4 * micro_batch * seq_len**2 * shape.query_size * shape.num_hidden_layers
+    attention = scores * (3.5 if checkpointing == "on" else 2.5)  # backward costs two and a half times the forward pass
+    head = 2 * tokens * shape.vocab_size * shape.hidden_size * 3  # logits, the same again backward, and their gradient
+    activations = tokens * 2 * (30 * shape.hidden_size + 14 * shape.intermediate_size) * shape.num_hidden_layers * passes
+    weights = linears * passes * (4.5 if quantization == "nf4" else 2)
+    return 2 * tokens * linears * passes + attention + head, activations + weights

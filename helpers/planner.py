@@ -1,51 +1,337 @@
-"""The settings that fit this card: micro-batch, accumulation and checkpointing, each with its reason.
+"""The fastest settings that fit this card, for training, evaluation and generation, each with its reason.
 
     plan = make_plan(config, detect_gpu())
     print(plan)                     # every choice, line by line
 
-The effective batch is kept exactly: micro-batch x accumulation. Checkpointing stays off when that fits, because recomputing
-activations costs time; among what fits, the largest micro-batch wins, because it keeps the card busy.
+The effective batch is kept exactly: micro-batch x accumulation. The formula (`helpers.memory`) ranks what may fit, instantly; on a
+CUDA card the dry run (`helpers.dryrun`) decides. Among what fits, the least work per example wins: checkpointing off, then
+selective, then on; only then activations wait in host memory, and only then examples get shorter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 
 from helpers.catalog import CATALOG, BaseModel, ModelShape, resolve
-from helpers.config import TrainConfig
-from helpers.hardware import GIB, Gpu, attention, compute_dtype
-from helpers.memory import MemoryEstimate, estimate
+from helpers.config import ConfigError, TrainConfig
+from helpers.dryrun import DryRun, Step, dry_run
+from helpers.hardware import GIB, MIB, Gpu, attention, compute_dtype, loss_head, speed
+from helpers.memory import CUDA_CONTEXT, MemoryEstimate, estimate, work
 from helpers.weights import EMBEDDED_MODEL
 
-# Kept free: the allocator's gaps (recorded T4 runs reserved up to a quarter more than they allocated; the median was a tenth).
-MARGIN = 0.12
-# A CPU gains nothing from a larger micro-batch (1, 2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
+RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
+# A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
 CPU_MICRO_BATCH = 2
-# What "auto" tries on a GPU, best first. All are ungated and Apache-2.0 according to their cards at the time of writing.
+HOST_SHARE = 0.8  # of the free RAM may hold activations
+CPU_GENERATION_BATCH = 48  # one pass over the weights serves all of them, and RAM is plenty
+SHORTEST_SEQUENCE = 128
+CHECKPOINTING = ("off", "selective", "on")
+SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
+# What "auto" tries on a GPU, best first: ungated models of 0.5-3B parameters.
 AUTO_MODELS = ["SmolLM3-3B", "Qwen2.5-1.5B-Instruct", "Qwen2.5-0.5B-Instruct"]
 
 
 class DoesNotFit(RuntimeError):
-    """Nothing fits the card. The message says by how much, and what would."""
+    """Nothing fits the card. The message says by how much, and what would fit."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a config will be trained on one card."""
+    """How a config will be trained on one card. Sizes in bytes."""
 
     model: str
     gpu: Gpu
-    micro_batch: int
-    accumulation: int
-    checkpointing: bool
     dtype: str
     optimizer: str
-    memory: MemoryEstimate | None
+    seq_len: int
+    micro_batch: int
+    accumulation: int
+    checkpointing: str = "on"
+    offload: bool = False
+    eval_batch: int = 1
+    generation_batch: int = 1
+    loss_head: str = "torch"
+    loss_tile: int = 32768
+    budget: int = 0
+    memory: MemoryEstimate | None = None
+    """The formula's parts; None where the model is not modelled."""
+    measured: DryRun | None = None
+    """The dry run that decided; None where the formula did."""
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """What the card has to give: reserved by the dry run plus the CUDA context, or the formula's total."""
+        if self.measured is not None:
+            return self.measured.reserved + CUDA_CONTEXT
+        return self.memory.total_bytes if self.memory else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """About how long one optimizer step takes, from the dry run's counted work; None where this card's speed is unknown."""
+        rate = speed(self.gpu)
+        if self.measured is None or not rate.source:
+            return None
+        return self.accumulation * rate.seconds(self.measured.flops, self.measured.bytes_moved)
 
     def __str__(self) -> str:
         return "\n".join(f"- {reason}" for reason in self.reasons)
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+def make_plan(
+    config: TrainConfig, gpu: Gpu, model: str | BaseModel = "", *, exact: bool | None = None, longest_example: int | None = None
+) -> Plan:
+    """The fastest settings that fit `gpu`, with the effective batch of `config` kept exactly.
+
+    Args:
+        model: what `choose_model` answered: a row of the menu, a Hub id or a folder. Default: `config.model`.
+        exact: let the dry run decide (seconds) instead of the formula alone (instant). Default: on a CUDA card.
+        longest_example: tokens of the longest example, if it is shorter than `config.max_length`.
+
+    Raises:
+        ConfigError: a setting cannot work with this model or card.
+        DoesNotFit: nothing fits; says by how much, and what would.
+    """
+    config.check()
+    if gpu.free_bytes <= 0:
+        raise ConfigError(
+            f"{gpu.name} reports {gpu.free_bytes} bytes of free memory: close what uses the card, or plan for another one."
+        )
+    name = model.id if isinstance(model, BaseModel) else model or resolve(config.model)
+    shape = find_shape(name)
+    dtype, dtype_reason = compute_dtype(gpu)
+    head, head_reason = loss_head(gpu)
+    base = Plan(
+        name, gpu, dtype, "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch", min(config.max_length, longest_example or 10**9),
+        micro_batch=1, accumulation=config.effective_batch_size, loss_head=head, budget=_budget(gpu),
+        reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu)[1]}", f"loss head: {head_reason}"],
+    )  # fmt: skip
+    if shape is None:
+        note = "this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on"
+        return replace(base, reasons=[*base.reasons, note])
+    _check_against(config, base, shape)
+    exact = gpu.kind == "cuda" if exact is None else exact
+
+    for seq_len in _lengths(base.seq_len):
+        for offload in (False, True) if gpu.kind == "cuda" else (False,):
+            found = _best_that_fits(config, replace(base, seq_len=seq_len, offload=offload), shape, exact)
+            if found is not None:
+                found = _plan_evaluation_and_generation(config, found, shape, exact)
+                return replace(found, reasons=[*found.reasons, *_explain(config, found, base, shape)])
+    raise DoesNotFit(_what_would_fit(config, base, shape))
+
+
+def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
+    """The candidate with the least estimated time that fits. The formula sorts out what cannot; the dry run has the last word."""
+    candidates = [
+        replace(base, checkpointing=checkpointing, micro_batch=micro_batch, accumulation=config.effective_batch_size // micro_batch)
+        for checkpointing in (CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on"))
+        for micro_batch in _micro_batches(config, base.gpu)
+    ]
+    for plan in sorted(candidates, key=lambda plan: _rough_seconds(config, plan, shape)):
+        plan = _with_memory(config, plan, shape)
+        if plan.memory.total_bytes > plan.budget or (
+            plan.offload and _host_bytes(config, plan, shape) > plan.gpu.ram_free_bytes * HOST_SHARE
+        ):
+            continue
+        if exact:
+            plan = replace(plan, measured=dry_run(step_of(config, plan, shape)))
+            if plan.peak_bytes > plan.budget:
+                continue
+        return plan
+    return None
+
+
+def _host_bytes(config: TrainConfig, plan: Plan, shape: ModelShape) -> int:
+    """Activations that wait in host memory when the plan offloads them: what would otherwise be saved on the card."""
+    return _estimate(config, replace(plan, offload=False), shape).parts["saved activations"]
+
+
+def _rough_seconds(config: TrainConfig, plan: Plan, shape: ModelShape) -> float:
+    """Seconds of one optimizer step by the formula, to rank candidates. A small micro-batch unpacks the weights more often."""
+    flops, bytes_moved = work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
+    return plan.accumulation * speed(plan.gpu).seconds(flops, bytes_moved)
+
+
+def _with_memory(config: TrainConfig, plan: Plan, shape: ModelShape) -> Plan:
+    """`plan` with the formula's estimate, and with a smaller loss tile where the loss head's temporaries would be the peak."""
+    for tile in (plan.loss_tile, SMALL_TILE):
+        memory = _estimate(config, replace(plan, loss_tile=tile), shape)
+        if plan.loss_head != "torch" or memory.peak_moment != "computing the loss" or plan.gpu.kind != "cuda":
+            break
+    return replace(plan, memory=memory, loss_tile=tile)
+
+
+def _estimate(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEstimate:
+    on_gpu = plan.gpu.kind == "cuda"
+    return estimate(
+        shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
+        quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=2 * (1 + 4 / 256) if on_gpu else 8,
+        attention=attention(plan.gpu)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
+    )  # fmt: skip
+
+
+def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "train", micro_batch: int = 0) -> Step:
+    """The step that this plan will run, for the dry run. Micro-batches above one are padded, so attention gets a mask."""
+    micro_batch = micro_batch or plan.micro_batch
+    return Step(
+        model=shape.to_config(), micro_batch=micro_batch, seq_len=plan.seq_len, phase=phase, r=config.r,
+        target_modules=config.target_modules, lora_dropout=config.lora_dropout, quantization=config.quantization, dtype=plan.dtype,
+        checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu)[0], masked=micro_batch > 1,
+        loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, load_in=plan.dtype,
+    )  # fmt: skip
+
+
+def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: ModelShape, exact: bool) -> Plan:
+    """Batches for evaluation and generation that need no more than training does.
+
+    Evaluation is training's forward pass with less kept, so the micro-batch will do. Generation keeps keys and values of every
+    layer instead, which can be more than checkpointing keeps: the dry run decides.
+    """
+    if plan.gpu.kind != "cuda":
+        return replace(plan, eval_batch=plan.micro_batch, generation_batch=CPU_GENERATION_BATCH)
+    if not exact:
+        return replace(plan, eval_batch=plan.micro_batch, generation_batch=1)
+    batch = plan.micro_batch
+    while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).allocated > plan.measured.allocated:
+        batch = (batch + 1) // 2
+    return replace(plan, eval_batch=plan.micro_batch, generation_batch=batch)
+
+
+# ---------------------------------------------------------------------------------------------------- limits, checks
+
+
+def _budget(gpu: Gpu) -> int:
+    return int(gpu.free_bytes - max(RESERVE_SHARE * gpu.free_bytes, RESERVE_BYTES))
+
+
+def _lengths(longest: int) -> Iterator[int]:
+    """The wanted length, then shorter ones: three quarters, a half, ... down to 128 tokens."""
+    yield longest
+    length = longest
+    while length * 3 // 4 >= SHORTEST_SEQUENCE:
+        length = length * 3 // 4
+        yield length // 8 * 8
+
+
+def _micro_batches(config: TrainConfig, gpu: Gpu) -> list[int]:
+    """Divisors of the effective batch, largest first; only the one that the config fixes, if it fixes one."""
+    if config.micro_batch_size:
+        return [config.micro_batch_size]
+    largest = config.effective_batch_size if gpu.kind == "cuda" else CPU_MICRO_BATCH
+    return [d for d in range(min(largest, config.effective_batch_size), 0, -1) if config.effective_batch_size % d == 0]
+
+
+def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
+    if config.max_length > shape.max_position_embeddings:
+        raise ConfigError(f"max_length={config.max_length} is longer than the {shape.max_position_embeddings} tokens that "
+                          f"{plan.model} can read; lower it.")  # fmt: skip
+    try:
+        shape.lora_parameters(config.r, config.target_modules)
+    except ValueError as error:
+        raise ConfigError(f"target_modules: {error}") from None
+    layers = shape.linear_layers()
+    names = layers if config.target_modules == "all-linear" else config.target_modules
+    narrowest = min(names, key=lambda name: min(layers[name]))
+    if config.r > min(layers[narrowest]):
+        raise ConfigError(f"r={config.r} is larger than the layer {narrowest} of {plan.model} ({min(layers[narrowest])}); "
+                          "a rank of 8 to 64 is usual.")  # fmt: skip
+    if plan.gpu.kind == "cuda" and plan.model in {row.id for row in CATALOG.values()}:
+        download = 2 * shape.parameters()
+        if download > plan.gpu.disk_free_bytes:
+            raise DoesNotFit(
+                f"{plan.model}: a download of {download / GIB:.1f} GiB, and the disk has {plan.gpu.disk_free_bytes / GIB:.1f} GiB "
+                "free. Free some space or choose a smaller model."
+            )
+
+
+def find_shape(model: str) -> ModelShape | None:
+    """Shape of a menu row, a local folder or a Hub id (reads only config.json); None if it is unknown or not modelled."""
+    for row in CATALOG.values():
+        if model in (row.id, row.short_name):
+            return row.shape
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
+    except (ValueError, OSError):
+        return None
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise ConfigError(f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
+                          "such as those on the menu.")  # fmt: skip
+    try:
+        return ModelShape.from_config(config)
+    except ValueError:
+        return None
+
+
+# -------------------------------------------------------------------------------------------------------- in words
+
+
+def _explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> list[str]:
+    gib = plan.budget / GIB
+    lines = [f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation = {config.effective_batch_size} examples per step"]
+    if plan.gpu.kind != "cuda":
+        lines[0] += "; a larger micro-batch is no faster without a GPU"
+    if plan.checkpointing == "off":
+        lines.append("checkpointing off: it would save memory that is not needed, and cost time")
+    else:
+        without = _estimate(config, replace(plan, checkpointing="off", micro_batch=1), shape).total_bytes
+        kept = ", keeping attention's output" if plan.checkpointing == "selective" else ""
+        if without > plan.budget:
+            why = f"off would need {without / GIB:.1f} GiB with micro-batch 1, you have {gib:.1f}"
+        else:
+            why = f"micro-batch {plan.micro_batch} with it is quicker than the smaller one that fits without"
+        lines.append(f"checkpointing on{kept}: {why}")
+    if plan.offload:
+        lines.append("activations wait in host memory: without that nothing fits at this length")
+    if plan.seq_len < base.seq_len:
+        lines.append(f"at most {plan.seq_len} tokens per example: {base.seq_len} do not fit; longer examples would be cut")
+    if plan.loss_tile < base.loss_tile:
+        lines.append(f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak")
+    sign = "=" if plan.measured else "about"
+    lines.append(
+        f"peak {sign} {plan.peak_bytes / GIB:.1f} GiB of the {gib:.1f} GiB that may be used ({plan.gpu.free_bytes / GIB:.1f} free)"
+    )
+    if plan.measured:
+        lines.append(
+            f"evaluation in batches of {plan.eval_batch}, generation in batches of {plan.generation_batch}: neither needs more"
+        )
+    if plan.seconds_per_step is not None:
+        lines.append(f"about {plan.seconds_per_step:.1f} s per step, {speed(plan.gpu).source}")
+    return lines
+
+
+def _what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape) -> str:
+    """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would."""
+
+    def need(of_config: TrainConfig, of_plan: Plan, of_shape: ModelShape) -> int:
+        return _with_memory(of_config, replace(of_plan, micro_batch=1, checkpointing="on"), of_shape).memory.total_bytes
+
+    wanted = need(config, base, shape)
+    smaller = [
+        row for row in CATALOG.values() if row.shape.parameters() < shape.parameters() and config.target_modules == "all-linear"
+    ]
+    options = [(f"model={row.short_name!r}", need(config, base, row.shape)) for row in reversed(smaller)]
+    shorter = [(f"max_length={length}", need(config, replace(base, seq_len=length), shape)) for length in _lengths(base.seq_len)]
+    lower = [(f"r={r}", need(replace(config, r=r), base, shape)) for r in (64, 32, 16, 8, 4) if r < config.r]
+    nearest = [next((option for option in kind if option[1] <= base.budget), None) for kind in (options, shorter, lower)]
+    fitting = [f"{change} ({size / GIB:.1f} GiB)" for change, size in filter(None, nearest)]
+    return (
+        f"{base.model} needs {wanted / GIB:.1f} GiB even with micro-batch 1, {base.seq_len} tokens and checkpointing; "
+        f"{base.gpu.name} has {base.budget / GIB:.1f} GiB to give, {ceil((wanted - base.budget) / MIB)} MiB too little. "
+        + (f"This would fit: {'; '.join(fitting)}." if fitting else "Nothing on the menu fits: use a card with more memory.")
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the menu
 
 
 def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[str, str]:
@@ -57,91 +343,30 @@ def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[st
     if not hub_reachable:
         return EMBEDDED_MODEL, "the embedded 135M model, because the Hugging Face Hub does not answer"
     for name in AUTO_MODELS:
-        try:
-            make_plan(config, gpu, model=CATALOG[name])
+        if traffic_light(config, gpu, CATALOG[name])[0] != "no":
             return CATALOG[name].id, "the largest ungated model of the 1-3B menu that fits this card"
-        except DoesNotFit:
-            continue
     return EMBEDDED_MODEL, "the embedded 135M model, because nothing larger fits this card"
 
 
-def make_plan(config: TrainConfig, gpu: Gpu, model: str | BaseModel = "") -> Plan:
-    """The fastest settings that fit `gpu`, with the effective batch of `config` kept exactly.
-
-    Args:
-        model: what `choose_model` answered; a row of the menu, a Hub id or a folder. Default: `config.model`.
-
-    Raises:
-        ConfigError: a setting cannot work.
-        DoesNotFit: even micro-batch 1 with checkpointing is too big; says by how much.
-    """
-    config.check()
-    name = model.id if isinstance(model, BaseModel) else model or resolve(config.model)
-    shape = find_shape(name)
-    dtype, dtype_reason = compute_dtype(gpu)
-    reasons = [f"calculate in {dtype_reason}", f"attention: {attention(gpu)[1]}"]
-    optimizer = "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch"
-    if shape is None:
-        reasons.append("this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on")
-        return Plan(name, gpu, 1, config.effective_batch_size, True, dtype, optimizer, None, reasons)
-
-    budget = int(gpu.free_bytes * (1 - MARGIN))
-    tried: MemoryEstimate | None = None
-    for checkpointing in (False, True):
-        for micro_batch in _divisors(config.effective_batch_size, CPU_MICRO_BATCH if gpu.kind != "cuda" else None):
-            tried = _estimate(config, gpu, shape, micro_batch, checkpointing)
-            if tried.total_bytes <= budget:
-                reasons += _explain(config, gpu, shape, micro_batch, checkpointing, tried, budget)
-                accumulation = config.effective_batch_size // micro_batch
-                return Plan(name, gpu, micro_batch, accumulation, checkpointing, dtype, optimizer, tried, reasons)
-    raise DoesNotFit(
-        f"{name} needs {tried.total_bytes / GIB:.1f} GiB even with micro-batch 1, {config.max_length} tokens and checkpointing; "
-        f"{gpu.name} has {budget / GIB:.1f} GiB to give. Choose a smaller model or a shorter max_length."
-    )
-
-
-def find_shape(model: str) -> ModelShape | None:
-    """Shape of a menu row, a local folder or a Hub id (reads only config.json); None if it is unknown or not modelled."""
-    for row in CATALOG.values():
-        if model in (row.id, row.short_name):
-            return row.shape
-    from transformers import AutoConfig
-
+def traffic_light(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
+    """("fits", "tight" or "no", the formula's plan): tight means shorter examples, host memory, or micro-batch 1."""
     try:
-        return ModelShape.from_config(AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model))
-    except (ValueError, OSError):
-        return None
+        plan = make_plan(config, gpu, row, exact=False)
+    except (DoesNotFit, ConfigError):
+        return "no", None
+    barely = plan.micro_batch == 1 and plan.peak_bytes > 0.95 * plan.budget
+    return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
 
 
-def _divisors(number: int, limit: int | None) -> list[int]:
-    return [d for d in range(min(number, limit or number), 0, -1) if number % d == 0]
-
-
-def _estimate(config: TrainConfig, gpu: Gpu, shape: ModelShape, micro_batch: int, checkpointing: bool) -> MemoryEstimate:
-    on_gpu = gpu.kind == "cuda"
-    return estimate(
-        shape, micro_batch, config.max_length, r=config.r, target_modules=config.target_modules, checkpointing=checkpointing,
-        quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=2 * (1 + 4 / 256) if on_gpu else 8,
-        on_gpu=on_gpu,
-    )  # fmt: skip
-
-
-def _explain(
-    config: TrainConfig, gpu: Gpu, shape: ModelShape, micro_batch: int, checkpointing: bool, chosen: MemoryEstimate, budget: int
-) -> list[str]:
-    lines = [
-        f"micro-batch {micro_batch} x {config.effective_batch_size // micro_batch} accumulation = "
-        f"{config.effective_batch_size} examples per step"
-    ]
-    if gpu.kind != "cuda":
-        lines[0] += "; a larger micro-batch is no faster without a GPU"
-    if checkpointing:
-        without = _estimate(config, gpu, shape, 1, checkpointing=False)
-        lines.append(f"checkpointing on: off would need {without.total_bytes / GIB:.1f} GiB even with micro-batch 1")
-    else:
-        lines.append("checkpointing off: it would save memory that is not needed, and cost time")
-    lines.append(
-        f"peak about {chosen.total_bytes / GIB:.1f} GiB of the {budget / GIB:.1f} GiB that may be used "
-        f"({gpu.free_bytes / GIB:.1f} free, {MARGIN:.0%} kept in reserve)"
-    )
-    return lines
+def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -> list[dict[str, object]]:
+    """One row per model: does it fit this card, and how. By the formula, so instant; for `pandas.DataFrame` or a menu."""
+    rows: list[dict[str, object]] = []
+    for name in models:
+        row = CATALOG[name]
+        light, plan = traffic_light(config or TrainConfig(), gpu, row)
+        rows.append({
+            "model": name, "parameters": row.shape.parameters(), "gated": row.gated, "licence": row.licence, "fits": light,
+            "micro_batch": plan and plan.micro_batch, "checkpointing": plan and plan.checkpointing,
+            "seq_len": plan and plan.seq_len, "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
+        })  # fmt: skip
+    return rows

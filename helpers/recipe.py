@@ -54,7 +54,7 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
     steps_between_evaluations = -(-steps // config.evaluations)  # rounded up
     return SFTConfig(
         output_dir=str(output_dir),
-        max_length=config.max_length,
+        max_length=plan.seq_len,
         # --- how much is learned, how fast
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
@@ -65,8 +65,10 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         # --- what fits in memory
         per_device_train_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
-        gradient_checkpointing=plan.checkpointing,
-        per_device_eval_batch_size=plan.micro_batch,  # the default of 8 is a common cause of running out of memory
+        gradient_checkpointing=plan.checkpointing != "off",
+        gradient_checkpointing_kwargs={"selective": True} if plan.checkpointing == "selective" else None,
+        activation_offloading=plan.offload,
+        per_device_eval_batch_size=plan.eval_batch,  # the default of 8 is a common cause of running out of memory
         optim=plan.optimizer,
         # --- precision: TRL would otherwise choose bf16 everywhere, which a T4 can only emulate
         fp16=plan.dtype == "float16",

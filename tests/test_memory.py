@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from helpers.catalog import CATALOG
 from helpers.memory import GIB, estimate, nf4_bytes
 
@@ -12,26 +14,37 @@ def test_nf4_with_double_quantisation_takes_4_127_bits_per_weight():
 
 
 def test_parts_add_up_and_are_all_positive():
-    for checkpointing in (False, True):
+    for checkpointing in ("off", "selective", "on"):
         result = estimate(LLAMA_8B, 1, 2048, checkpointing=checkpointing)
         assert sum(result.parts.values()) == result.total_bytes
         assert all(size > 0 for size in result.parts.values())
 
 
 def test_checkpointing_and_shorter_examples_save_memory():
-    full = estimate(LLAMA_8B, 1, 2048, checkpointing=False).total_bytes
-    saved = estimate(LLAMA_8B, 1, 2048, checkpointing=True).total_bytes
+    full = estimate(LLAMA_8B, 1, 2048, checkpointing="off").total_bytes
+    saved = estimate(LLAMA_8B, 1, 2048, checkpointing="on").total_bytes
     assert saved < 0.5 * full
     assert estimate(LLAMA_8B, 1, 1024).total_bytes < saved
 
 
 def test_an_8b_model_fits_an_8_gb_card_with_checkpointing_only():
-    assert estimate(LLAMA_8B, 1, 512, checkpointing=True).total_bytes < 7.5 * GIB
-    assert estimate(LLAMA_8B, 1, 2048, checkpointing=False).total_bytes > 16 * GIB
+    assert estimate(LLAMA_8B, 1, 512, checkpointing="on").total_bytes < 7.5 * GIB
+    assert estimate(LLAMA_8B, 1, 2048, checkpointing="off").total_bytes > 16 * GIB
 
 
-def test_peak_depends_on_tokens_not_on_how_they_are_batched():
-    assert estimate(LLAMA_8B, 4, 512).total_bytes == estimate(LLAMA_8B, 1, 2048).total_bytes
+def test_batched_examples_cost_their_tokens_and_an_attention_mask():
+    together, alone = (estimate(LLAMA_8B, batch, 2048 // batch, attention="efficient").total_bytes for batch in (4, 1))
+    assert 0 < together - alone + 0 <= 4 * 512**2 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "smaller"),
+    [({"quantization": "none"}, False), ({"loss_head": "torch"}, False), 
+     ({"optimizer_bytes": 8}, False), ({"r": 64}, False), ({"offload": True}, True), ({"attention": "efficient"}, False)],
+)  # fmt: skip
+def test_each_lever_moves_memory_the_right_way(change, smaller):
+    plain, changed = estimate(LLAMA_8B, 1, 2048).total_bytes, estimate(LLAMA_8B, 1, 2048, **change).total_bytes
+    assert changed < plain if smaller else changed >= plain
 
 
 def test_the_formula_is_instant():

@@ -53,15 +53,18 @@ def test_adapters_stay_fp32_although_trl_casts_them(job, tmp_path):
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_skipping_masked_positions_does_not_change_the_loss(job, tmp_path, monkeypatch):
+def test_skipping_masked_positions_and_small_tiles_do_not_change_the_loss(job, tmp_path, monkeypatch):
+    from dataclasses import replace
+
     import trl.trainer.utils as trl_utils
 
-    losses = []
-    for skip in (False, True):
-        monkeypatch.setattr(trl_utils, "_use_triton", lambda device, skip=skip: skip)
-        monkeypatch.setattr("helpers.training.score_only_answers", lambda: None)
-        losses.append(build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    losses = [build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"]]
+    job["plan"] = replace(job["plan"], loss_tile=64)
+    losses.append(build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"])
+    trainer = build_trainer(**job, output_dir=tmp_path)
+    monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)  # as TRL is without us: every position, then the mask
+    losses.append(trainer.evaluate()["eval_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
 
 def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsys):
