@@ -3,11 +3,13 @@
 What comes out is always the ecosystem's own object (`LoraConfig`, `SFTConfig`, `PeftModel`, `datasets.Dataset`), so that you
 can walk away from this package at any time. Data flows one way:
 
-    config ─┐
+    config ──┐
     hardware ┼─► planner ─► recipe ─► training ─► runs ─► charts, evaluation ─► export
-    catalog ─┘
+    catalog ─┘      ▲                    ▲
+             memory, dryrun       data, models, live
 """
 
+import os
 import sys
 
 if sys.version_info < (3, 10):  # said before any other import can fail with a less helpful message
@@ -15,3 +17,8 @@ if sys.version_info < (3, 10):  # said before any other import can fail with a l
         "This kit needs Python 3.10 or newer, and this is Python %d.%d. "
         "Install a newer Python and make a fresh environment with it." % sys.version_info[:2]
     )
+
+# One segment of GPU memory that grows leaves fewer holes than many of fixed size. PyTorch reads this when it starts, and supports
+# it on Linux only.
+if sys.platform == "linux" and "torch" not in sys.modules:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

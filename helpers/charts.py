@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from helpers.memory import GIB, MemoryEstimate
+
 TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"  # told apart in colour blindness and in grey
 
 
@@ -49,4 +51,58 @@ def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, ti
     axes.grid(axis="y", alpha=0.25)
     if train or validation:
         axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+# One colour per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.
+PART_COLOURS = {
+    "base weights": "#3b5b92", "embeddings and norms": "#7195c9", "adapters (fp32)": "#4f9d8f", "optimizer": "#8cc5b5",
+    "gradients": "#c2dfb8", "CUDA and libraries": "#b5b5b5", "saved activations": "#f2b84b", "one layer, recomputed": "#e8853d",
+    "backward pass": "#e8853d", "unpacked weights": "#c95d63", "loss head": "#8e4a7e",
+}  # fmt: skip
+
+
+def memory_chart(estimates: dict[str, MemoryEstimate], card_bytes: int | None = None, card_name: str = "this card") -> Figure:
+    """One stacked bar per estimate, its parts told apart by colour, against the line of what the card can give.
+
+    Args:
+        estimates: label -> estimate; one entry for a single bar, several to compare.
+        card_bytes: where to draw the card's line; bars that cross it get their total in red.
+    """
+    names = list(dict.fromkeys(part for estimate in estimates.values() for part in estimate.parts))
+    names.sort(key=lambda part: list(PART_COLOURS).index(part) if part in PART_COLOURS else len(PART_COLOURS))
+    figure = Figure(figsize=(8.4, 1.5 + 0.42 * len(estimates) + 0.22 * -(-len(names) // 4)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    longest = max([card_bytes or 0, *(estimate.total_bytes for estimate in estimates.values())]) / GIB
+    for row, estimate in enumerate(estimates.values()):
+        left = 0.0
+        for part in names:
+            width = estimate.parts.get(part, 0) / GIB
+            label = part if part not in axes.get_legend_handles_labels()[1] else None
+            axes.barh(
+                row,
+                width,
+                left=left,
+                height=0.66,
+                color=PART_COLOURS.get(part, MUTED),
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
+            left += width
+        too_much = card_bytes is not None and estimate.total_bytes > card_bytes
+        axes.text(
+            left + longest * 0.012, row, f"{left:.1f}", va="center", color=VALIDATION if too_much else "black", fontweight="bold"
+        )
+    if card_bytes is not None:
+        axes.axvline(card_bytes / GIB, color="black", linewidth=1.4, linestyle="--")
+        axes.annotate(f"{card_name}: {card_bytes / GIB:.1f}", (card_bytes / GIB, 1.0), xycoords=("data", "axes fraction"), xytext=(-4, 4),
+                      textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    axes.set_yticks(range(len(estimates)), list(estimates))
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * 1.1)
+    axes.set_xlabel("GiB at the peak of a training step")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return figure

@@ -17,7 +17,7 @@ MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = 250 * MIB  # what the driver takes before the first tensor; 141 MiB measured on a T4, up to 250 assumed elsewhere
 CUBLAS_WORKSPACES = 2 * 8320 * 1024  # cuBLAS and cuBLASLt keep 8.125 MiB each (seen as a constant in 41 recorded T4 runs)
 LOSS_TILE_TOKENS, LOSS_TILE_VOCABULARY = 4096, 32768  # what TRL's loss head holds at once
-TORCH_TILE_COPIES = 33  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
+TORCH_TILE_COPIES = 29  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
 OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
 ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
 QUANTISATION_BLOCK = 64  # weights that share one scale in NF4
@@ -58,6 +58,8 @@ def estimate(
     target_modules: str | list[str] = "all-linear",
     checkpointing: str = "on",
     quantization: str = "nf4",
+    double_quant: bool = True,
+    fp32_upcast: bool = False,
     element_bytes: int = 2,
     optimizer_bytes: float = ADAMW_8BIT,
     attention: str = "flash",
@@ -72,20 +74,23 @@ def estimate(
         checkpointing: "off", "selective" (attention's output is kept) or "on".
         element_bytes: size of one activation or unquantised weight: 2 in fp16/bf16, 4 in fp32.
         optimizer_bytes: per trainable parameter; 8-bit AdamW keeps two bytes and an fp32 scale per 256, AdamW in fp32 keeps 8.
-        loss_head, loss_tile: TRL's with "triton" or in plain "torch", and the vocabulary entries it handles at a time.
+        fp32_upcast: `prepare_model_for_kbit_training` was called: embeddings, norms and what flows between layers are in fp32.
+        loss_head, loss_tile: TRL's with "triton" or in plain "torch", and the vocabulary entries it handles at a time; or "full"
+            logits, as transformers computes them.
         offload: saved activations wait in host memory.
         on_gpu: adds what the CUDA driver and its libraries take.
     """
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_value_size
     layers, heads, e = shape.num_hidden_layers, shape.num_attention_heads, element_bytes
+    stream = 4 if fp32_upcast else e  # bytes per number of what flows from layer to layer
     tokens = micro_batch * seq_len
     trainable = shape.lora_parameters(r, target_modules)
     adapted = shape.linear_layers() if target_modules == "all-linear" else target_modules
 
     linears = shape.linear_parameters()
     resident = {
-        "base weights": nf4_bytes(linears) if quantization == "nf4" else linears * e,
-        "embeddings and norms": shape.other_parameters() * e,
+        "base weights": nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e,
+        "embeddings and norms": shape.other_parameters() * stream,
         "adapters (fp32)": 4 * trainable,
         "optimizer": int(optimizer_bytes * trainable),
     }
@@ -95,22 +100,26 @@ def estimate(
     # One layer's saved activations, tensor by tensor: twice (norm input in fp32, norm output), queries and attention output,
     # keys and values, gate, up, silu(gate) and their product, the small LoRA outputs, softmax statistics, norm factors.
     keys_and_values = 2 * kv if attention == "flash" else 2 * q  # other kernels get them repeated for every head
-    layer = tokens * (8 * h + e * (2 * h + 2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
+    layer = tokens * (8 * h + 2 * stream * h + e * (2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
     backward = tokens * e * (2 * i + h)  # gradients that flow through one MLP
     workspace = e * h * i + (h * i) // 16 if quantization == "nf4" else 0  # one weight matrix unpacked from NF4, and its scales
     casts = e * trainable if e == 2 else 0  # 16-bit copies of the fp32 adapters, kept while a layer's activations are
     mask = e * micro_batch * seq_len**2 if micro_batch > 1 else 0  # padded examples need one, as a bias for every score
 
     tile = min(tokens, LOSS_TILE_TOKENS) * min(shape.vocab_size, loss_tile)
-    loss = tile * (e + (TORCH_TILE_COPIES if loss_head == "torch" else 0)) + tokens * 3 * e * h
-    final_norm = tokens * 4 * e * h
+    if loss_head == "full":
+        # The logits that the model returned; log-softmax and two gradients of its size, all in fp32.
+        loss = tokens * ((stream + 12) * shape.vocab_size + 2 * h)
+    else:
+        loss = tile * (e + (TORCH_TILE_COPIES if loss_head == "torch" else 0)) + tokens * 3 * e * h
+    final_norm = tokens * 4 * stream * h
 
     at_loss = {"loss head": loss + final_norm}
     if checkpointing == "off":
         saved = {"saved activations": layer * layers + casts + mask}
         moments = {"in the backward pass": saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}}
     else:
-        kept = tokens * e * (h + (q if checkpointing == "selective" else 0))  # per layer
+        kept = tokens * (stream * h + (e * q if checkpointing == "selective" else 0))  # per layer
         saved = {"saved activations": kept * layers + mask}
         at_layer = {"one layer, recomputed": layer + backward + casts // layers, "unpacked weights": workspace}
         moments = {  # going back, saved activations are used up while gradients pile up
@@ -141,3 +150,24 @@ def work(
     activations = tokens * 2 * (30 * shape.hidden_size + 14 * shape.intermediate_size) * shape.num_hidden_layers * passes
     weights = linears * passes * (4.5 if quantization == "nf4" else 2)
     return 2 * tokens * linears * passes + attention + head, activations + weights
+
+
+def levers(shape: ModelShape, micro_batch: int, seq_len: int) -> dict[str, MemoryEstimate]:
+    """The same training step with one memory lever after the other switched on, for teaching: label -> estimate.
+
+    The first row is the recipe of most QLoRA tutorials: checkpointing, but fp32 embeddings and norms, full logits, AdamW in fp32.
+    """
+    steps = {
+        "the usual recipe": {"double_quant": False, "fp32_upcast": True, "optimizer_bytes": 8, "loss_head": "full"},
+        "+ double quantisation": {"double_quant": True},
+        "+ 8-bit optimizer": {"optimizer_bytes": ADAMW_8BIT},
+        "+ no fp32 upcast": {"fp32_upcast": False},
+        "+ fused loss head": {"loss_head": "triton"},
+        "+ activations in host memory": {"offload": True},
+    }
+    settings: dict[str, object] = {}
+    rows = {}
+    for label, change in steps.items():
+        settings |= change
+        rows[label] = estimate(shape, micro_batch, seq_len, **settings)
+    return rows

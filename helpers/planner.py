@@ -2,6 +2,7 @@
 
     plan = make_plan(config, detect_gpu())
     print(plan)                     # every choice, line by line
+    python -m helpers.planner "RTX 4060"        # the menu for a card, with traffic lights
 
 The effective batch is kept exactly: micro-batch x accumulation. The formula (`helpers.memory`) ranks what may fit, instantly; on a
 CUDA card the dry run (`helpers.dryrun`) decides. Among what fits, the least work per example wins: checkpointing off, then
@@ -370,3 +371,26 @@ def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -
             "seq_len": plan and plan.seq_len, "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
         })  # fmt: skip
     return rows
+
+
+def main() -> None:
+    """Print the menu for a card: which model fits, and how."""
+    from argparse import ArgumentParser
+
+    from helpers.hardware import KNOWN_GPUS
+
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_argument("card", choices=KNOWN_GPUS, metavar="CARD", help="one of: " + ", ".join(KNOWN_GPUS))
+    parser.add_argument("--max-length", type=int, default=TrainConfig.max_length, help="longest example in tokens")
+    arguments = parser.parse_args()
+    for row in plan_table(list(CATALOG), KNOWN_GPUS[arguments.card], TrainConfig(max_length=arguments.max_length)):
+        how = (
+            f"micro-batch {row['micro_batch']}, checkpointing {row['checkpointing']}, about {row['peak_gib']} GiB"
+            if row["peak_gib"]
+            else ""
+        )
+        print(f"{row['fits']:<6}{row['model']:<26}{row['parameters'] / 1e9:5.1f}B  {how}")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from helpers.catalog import CATALOG
-from helpers.memory import GIB, estimate, nf4_bytes
+from helpers.memory import GIB, estimate, levers, nf4_bytes
 
 LLAMA_8B = CATALOG["Llama-3.1-8B-Instruct"].shape
 
@@ -52,3 +52,8 @@ def test_the_formula_is_instant():
     for _ in range(100):
         estimate(LLAMA_8B, 1, 2048)
     assert (time.perf_counter() - started) / 100 < 2e-3
+
+
+def test_each_lever_of_the_teaching_bar_saves_memory():
+    totals = [row.total_bytes for row in levers(LLAMA_8B, 1, 2048).values()]
+    assert totals == sorted(totals, reverse=True) and totals[-1] < 0.6 * totals[0]
