@@ -130,9 +130,13 @@ def make_plan(
 
 def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
     """The candidate with the least estimated time that fits. The formula sorts out what cannot; the dry run has the last word."""
+    if base.offload:
+        modes = CHECKPOINTING[-1:]  # without checkpointing, tens of gigabytes would have to wait in host memory
+    else:
+        modes = CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on")
     candidates = [
         replace(base, checkpointing=checkpointing, micro_batch=micro_batch, accumulation=config.effective_batch_size // micro_batch)
-        for checkpointing in (CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on"))
+        for checkpointing in modes
         for micro_batch in _micro_batches(config, base.gpu)
     ]
     for plan in sorted(candidates, key=lambda plan: _rough_seconds(config, plan, shape)):
@@ -355,7 +359,7 @@ def traffic_light(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, P
         plan = make_plan(config, gpu, row, exact=False)
     except (DoesNotFit, ConfigError):
         return "no", None
-    barely = plan.micro_batch == 1 and plan.peak_bytes > 0.95 * plan.budget
+    barely = plan.micro_batch == 1 and plan.checkpointing == "on" and plan.peak_bytes > 0.95 * plan.budget
     return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
 
 
