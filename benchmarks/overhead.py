@@ -23,8 +23,9 @@ from trl import SFTTrainer
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
 from helpers.hardware import detect_gpu
+from helpers.menu import choose_model
 from helpers.models import attach_lora, load_quantized
-from helpers.planner import choose_model, make_plan
+from helpers.planner import make_plan
 from helpers.recipe import sft_config
 from helpers.training import train, use_loss_head
 

@@ -11,8 +11,10 @@ checked where a published total exists (LoRA parameter counts, recorded runs); `
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from helpers.config import ConfigError
 from helpers.weights import EMBEDDED_MODEL
 
 # transformers' model_type -> does its attention have biases on q, k, v; are q, k, v (and gate, up) one fused matrix
@@ -186,3 +188,24 @@ CATALOG: dict[str, BaseModel] = {row.short_name: row for row in _rows()}
 def resolve(model: str) -> str:
     """The Hub id or folder behind a name: a short name from the menu becomes its Hub id, anything else stays as it is."""
     return CATALOG[model].id if model in CATALOG else model
+
+
+def find_shape(model: str) -> ModelShape | None:
+    """Shape of a menu row, a local folder or a Hub id (reads only config.json); None if it is unknown or not modelled."""
+    for row in CATALOG.values():
+        if model in (row.id, row.short_name):
+            return row.shape
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
+    except (ValueError, OSError):
+        return None
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise ConfigError(f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
+                          "such as those on the menu.")  # fmt: skip
+    try:
+        return ModelShape.from_config(config)
+    except ValueError:
+        return None

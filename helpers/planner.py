@@ -2,7 +2,6 @@
 
     plan = make_plan(config, detect_gpu())
     print(plan)                     # every choice, line by line
-    python -m helpers.planner "RTX 4060"        # the menu for a card, with traffic lights
 
 The effective batch is kept exactly: micro-batch x accumulation. The formula (`helpers.memory`) ranks what may fit, instantly; on a
 CUDA card the dry run (`helpers.dryrun`) decides. Among what fits, the least work per example wins: checkpointing off, then
@@ -14,14 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import ceil
-from pathlib import Path
 
-from helpers.catalog import CATALOG, BaseModel, ModelShape, resolve
+from helpers.catalog import CATALOG, BaseModel, ModelShape, find_shape, resolve
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import DryRun, Step, dry_run
 from helpers.hardware import GIB, MIB, Gpu, attention, compute_dtype, loss_head, speed
 from helpers.memory import CUDA_CONTEXT, MemoryEstimate, estimate, work
-from helpers.weights import EMBEDDED_MODEL
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 # A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
@@ -31,8 +28,6 @@ CPU_GENERATION_BATCH = 48  # one pass over the weights serves all of them, and R
 SHORTEST_SEQUENCE = 128
 CHECKPOINTING = ("off", "selective", "on")
 SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
-# What "auto" tries on a GPU, best first: ungated models of 0.5-3B parameters.
-AUTO_MODELS = ["SmolLM3-3B", "Qwen2.5-1.5B-Instruct", "Qwen2.5-0.5B-Instruct"]
 
 
 class DoesNotFit(RuntimeError):
@@ -256,27 +251,6 @@ def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
             )
 
 
-def find_shape(model: str) -> ModelShape | None:
-    """Shape of a menu row, a local folder or a Hub id (reads only config.json); None if it is unknown or not modelled."""
-    for row in CATALOG.values():
-        if model in (row.id, row.short_name):
-            return row.shape
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    try:
-        config = AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
-    except (ValueError, OSError):
-        return None
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
-        raise ConfigError(f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
-                          "such as those on the menu.")  # fmt: skip
-    try:
-        return ModelShape.from_config(config)
-    except ValueError:
-        return None
-
-
 # -------------------------------------------------------------------------------------------------------- in words
 
 
@@ -334,67 +308,3 @@ def _what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape) -> str:
         f"{base.gpu.name} has {base.budget / GIB:.1f} GiB to give, {ceil((wanted - base.budget) / MIB)} MiB too little. "
         + (f"This would fit: {'; '.join(fitting)}." if fitting else "Nothing on the menu fits: use a card with more memory.")
     )
-
-
-# -------------------------------------------------------------------------------------------------------- the menu
-
-
-def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[str, str]:
-    """(Hub id or folder to train, why). "auto" takes the best ungated model of the menu that fits, or the embedded one."""
-    if config.model != "auto":
-        return resolve(config.model), "chosen in the config"
-    if gpu.kind != "cuda":
-        return EMBEDDED_MODEL, "the embedded 135M model, because there is no CUDA GPU"
-    if not hub_reachable:
-        return EMBEDDED_MODEL, "the embedded 135M model, because the Hugging Face Hub does not answer"
-    for name in AUTO_MODELS:
-        if traffic_light(config, gpu, CATALOG[name])[0] != "no":
-            return CATALOG[name].id, "the largest ungated model of the 1-3B menu that fits this card"
-    return EMBEDDED_MODEL, "the embedded 135M model, because nothing larger fits this card"
-
-
-def traffic_light(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
-    """("fits", "tight" or "no", the formula's plan): tight means shorter examples, host memory, or micro-batch 1."""
-    try:
-        plan = make_plan(config, gpu, row, exact=False)
-    except (DoesNotFit, ConfigError):
-        return "no", None
-    barely = plan.micro_batch == 1 and plan.checkpointing == "on" and plan.peak_bytes > 0.95 * plan.budget
-    return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
-
-
-def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -> list[dict[str, object]]:
-    """One row per model: does it fit this card, and how. By the formula, so instant; for `pandas.DataFrame` or a menu."""
-    rows: list[dict[str, object]] = []
-    for name in models:
-        row = CATALOG[name]
-        light, plan = traffic_light(config or TrainConfig(), gpu, row)
-        rows.append({
-            "model": name, "parameters": row.shape.parameters(), "gated": row.gated, "licence": row.licence, "fits": light,
-            "micro_batch": plan and plan.micro_batch, "checkpointing": plan and plan.checkpointing,
-            "seq_len": plan and plan.seq_len, "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
-        })  # fmt: skip
-    return rows
-
-
-def main() -> None:
-    """Print the menu for a card: which model fits, and how."""
-    from argparse import ArgumentParser
-
-    from helpers.hardware import KNOWN_GPUS
-
-    parser = ArgumentParser(description=main.__doc__)
-    parser.add_argument("card", choices=KNOWN_GPUS, metavar="CARD", help="one of: " + ", ".join(KNOWN_GPUS))
-    parser.add_argument("--max-length", type=int, default=TrainConfig.max_length, help="longest example in tokens")
-    arguments = parser.parse_args()
-    for row in plan_table(list(CATALOG), KNOWN_GPUS[arguments.card], TrainConfig(max_length=arguments.max_length)):
-        how = (
-            f"micro-batch {row['micro_batch']}, checkpointing {row['checkpointing']}, about {row['peak_gib']} GiB"
-            if row["peak_gib"]
-            else ""
-        )
-        print(f"{row['fits']:<6}{row['model']:<26}{row['parameters'] / 1e9:5.1f}B  {how}")
-
-
-if __name__ == "__main__":
-    main()

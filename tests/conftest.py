@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def alpaca_rows() -> list[dict[str, str]]:
     return [{"instruction": f"What is {n} plus {n}?", "input": "", "output": f"The sum is {2 * n}."} for n in range(24)]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print a measured figure even if the test passes, so that it stands in CI's log."""
+
+    def print_now(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n    {text}", end="", flush=True)
+
+    return print_now

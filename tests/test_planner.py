@@ -8,7 +8,8 @@ from helpers.catalog import CATALOG
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
-from helpers.planner import DoesNotFit, choose_model, make_plan, plan_table, step_of, traffic_light
+from helpers.menu import choose_model, plan_table, traffic_light
+from helpers.planner import DoesNotFit, make_plan, step_of
 
 CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
 T4, RTX_4060 = KNOWN_GPUS["T4"], KNOWN_GPUS["RTX 4060"]
@@ -55,12 +56,12 @@ def test_the_dry_run_decides_and_every_choice_is_explained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("card", "model"), [("T4", "Llama-2-13b-chat-hf"), ("RTX 4060", "Llama-3.1-8B-Instruct")])
-def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_than_training(card, model):
+def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_than_training(card, model, say):
     config = TrainConfig(max_length=2048, effective_batch_size=16)
     started = time.perf_counter()
     plan = make_plan(config, KNOWN_GPUS[card], CATALOG[model])
     spent = time.perf_counter() - started
-    print(f"\n{card}, {model}: planned in {spent:.1f} s")
+    say(f"{card}, {model}: planned in {spent:.1f} s")
     assert spent < 25 * 1.5  # cold: the worker may have to start
     for phase, batch in (("evaluate", plan.eval_batch), ("generate", plan.generation_batch)):
         assert dry_run(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated

@@ -32,14 +32,14 @@ def answers(folder):
     return [json.loads(line) for line in (folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_it_stays_within_time_and_memory(folder):
+def test_it_stays_within_time_and_memory(folder, say):
     first = json.loads((folder / "executions.jsonl").read_text().splitlines()[0])  # later ones find the finished run
-    print(f"\nquickstart: {first['seconds'] / 60:.1f} of {MINUTES} minutes, {first['peak_memory_gib']} of {PEAK_GIB} GiB")
+    say(f"quickstart: {first['seconds'] / 60:.1f} of {MINUTES} minutes, {first['peak_memory_gib']} of {PEAK_GIB} GiB")
     assert first["seconds"] < MINUTES * 60 * NOISE
     assert first["peak_memory_gib"] <= PEAK_GIB
 
 
-def test_the_validation_loss_falls_by_thirty_percent(run):
+def test_the_validation_loss_falls_by_thirty_percent(run, say):
     fall = 1 - run.best_eval_loss / run.first_eval_loss
     print(
         f"\nvalidation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f}, {fall:.0%} lower, best at step {run.best_step}"
@@ -47,9 +47,9 @@ def test_the_validation_loss_falls_by_thirty_percent(run):
     assert fall >= 0.30
 
 
-def test_the_house_style_is_learned(answers):
+def test_the_house_style_is_learned(answers, say):
     before, after = (sum(follows_house_style(row[when]) for row in answers) / len(answers) for when in ("before", "after"))
-    print(f"\nhouse style on {len(answers)} held-out letters: {before:.0%} before, {after:.0%} after")
+    say(f"house style on {len(answers)} held-out letters: {before:.0%} before, {after:.0%} after")
     assert len(answers) >= 40
     assert before < 0.10 and after >= 0.80
 
