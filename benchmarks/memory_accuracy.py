@@ -121,6 +121,8 @@ def legacy() -> int:
         print(f"  LLaMA {size:<4}{words:<42}{seq_len:>5} tokens: {need / GIB:5.1f} GiB, we say {'fits' if fits else 'OOM':<5}"
               f"published {'fits' if published else 'OOM':<5}{'' if fits == published else '  <-- differs'}")  # fmt: skip
     print(f"legacy table: {agreed} of {len(LEGACY)} verdicts agree")
+    print("  Where we say fits and OOM was published: the step's own tensors leave gigabytes free, so what ran out was something else;\n"
+          "  the likeliest is loading, which in 2023 put whole shards in 16 bit on the card before quantising them (not verified).")  # fmt: skip
     return agreed
 
 

@@ -16,8 +16,9 @@ from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.planner import DoesNotFit, Plan, make_plan
 from helpers.weights import EMBEDDED_MODEL
 
-# What "auto" tries on a GPU, best first: ungated models of 0.5-3B parameters.
-AUTO_MODELS = ["SmolLM3-3B", "Qwen2.5-1.5B-Instruct", "Qwen2.5-0.5B-Instruct"]
+# What "auto" tries on a GPU, best first: ungated, and with a plain chat template. (SmolLM3 and Qwen3 think aloud before they answer,
+# which a first fine-tuning should not have to deal with.)
+AUTO_MODELS = ["Qwen2.5-1.5B-Instruct", "SmolLM2-1.7B-Instruct", "Qwen2.5-0.5B-Instruct"]
 
 
 def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[str, str]:
@@ -30,7 +31,7 @@ def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[st
         return EMBEDDED_MODEL, "the embedded 135M model, because the Hugging Face Hub does not answer"
     for name in AUTO_MODELS:
         if traffic_light(config, gpu, CATALOG[name])[0] != "no":
-            return CATALOG[name].id, "the largest ungated model of the 1-3B menu that fits this card"
+            return CATALOG[name].id, "the first ungated model of our short list that fits this card"
     return EMBEDDED_MODEL, "the embedded 135M model, because nothing larger fits this card"
 
 
