@@ -16,6 +16,7 @@ from helpers.charts import loss_chart
 from helpers.runs import Run
 
 SECONDS_BETWEEN_REDRAWS = 1.5
+MEASURED_STEPS = 10  # after so many real steps their own time replaces the plan's
 
 
 def has_notebook() -> bool:
@@ -30,8 +31,9 @@ def has_notebook() -> bool:
 class LiveChart(TrainerCallback):
     """Redraws the loss chart of `run` after log events; without a notebook it prints a line for each instead."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, planned_seconds: float | None = None) -> None:
         self.run = run
+        self.planned_seconds = planned_seconds  # per step, by the plan; real steps replace it
         self.handle: Any = None
         self.drawn_at = self.started_at = 0.0
 
@@ -57,10 +59,13 @@ class LiveChart(TrainerCallback):
         return f"step {state.global_step:>4}/{state.max_steps}  {losses}  {self._time_left(state)}"
 
     def _time_left(self, state: TrainerState) -> str:
+        """By the plan until ten steps are done (if it knows this card), from then on by what the steps really took."""
+        remaining, spent = state.max_steps - state.global_step, time.monotonic() - self.started_at
+        if state.global_step < MEASURED_STEPS and self.planned_seconds is not None:
+            return f"{spent / 60:.1f} min so far, about {remaining * self.planned_seconds / 60:.1f} min left by the plan, not yet measured"
         if not state.global_step:
             return "before the first step"
-        spent = time.monotonic() - self.started_at
-        left = spent / state.global_step * (state.max_steps - state.global_step)
+        left = spent / state.global_step * remaining
         return f"{spent / 60:.1f} min so far, about {left / 60:.1f} min left" if left > 0 else f"{spent / 60:.1f} min"
 
     def _draw(self, state: TrainerState) -> None:

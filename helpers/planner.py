@@ -23,6 +23,7 @@ from helpers.memory import CUDA_CONTEXT, MemoryEstimate, estimate, work
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 # A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
 CPU_MICRO_BATCH = 2
+LOADING_BYTES = 1.5 * GIB  # RAM that loading a model in NF4 took beside its largest tensor (1.1B model: 1.41 GiB at the peak)
 HOST_SHARE = 0.8  # of the free RAM may hold activations
 CPU_GENERATION_BATCH = 48  # one pass over the weights serves all of them, and RAM is plenty
 SHORTEST_SEQUENCE = 128
@@ -243,6 +244,13 @@ def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
         raise ConfigError(f"r={config.r} is larger than the layer {narrowest} of {plan.model} ({min(layers[narrowest])}); "
                           "a rank of 8 to 64 is usual.")  # fmt: skip
     if plan.gpu.kind == "cuda" and plan.model in {row.id for row in CATALOG.values()}:
+        # Weights arrive one tensor at a time and leave for the card; the largest, the embedding, is the most that RAM must hold.
+        loading = LOADING_BYTES + 2 * shape.vocab_size * shape.hidden_size
+        if loading > plan.gpu.ram_free_bytes:
+            raise DoesNotFit(
+                f"Loading {plan.model} takes about {loading / GIB:.1f} GiB of RAM, and {plan.gpu.ram_free_bytes / GIB:.1f} GiB are free. "
+                "Close other programs or restart the runtime."
+            )
         download = 2 * shape.parameters()
         if download > plan.gpu.disk_free_bytes:
             raise DoesNotFit(

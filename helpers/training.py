@@ -109,7 +109,7 @@ def train(
     print(f"Training {total_steps(config, len(training))} steps of {config.effective_batch_size} examples into {run.folder}")
     trainer = build_trainer(config, plan, model, tokenizer, training, validation, run.folder / "checkpoints")
     trainer.add_callback(HistoryWriter(run))
-    trainer.add_callback(LiveChart(run))
+    trainer.add_callback(LiveChart(run, plan.seconds_per_step))
     trainer.train()
 
     run.model = trainer.model

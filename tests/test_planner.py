@@ -91,7 +91,7 @@ def test_examples_get_shorter_only_when_nothing_else_helps():
     stages = [(plan.checkpointing != "off") + plan.offload for plan in plans]
     assert stages == sorted(stages) and stages[0] < stages[-1] == 2
     assert all(plan.seq_len == n or plan.offload for plan, n in zip(plans, lengths))
-    little = make_plan(TrainConfig(max_length=32768), replace(card, ram_free_bytes=2 * GIB), CATALOG["Qwen3-4B"], exact=False)
+    little = make_plan(TrainConfig(max_length=32768), replace(card, ram_free_bytes=int(2.3 * GIB)), CATALOG["Qwen3-4B"], exact=False)
     assert 1024 < little.seq_len < plans[-1].seq_len and "do not fit" in str(little)
 
 
@@ -127,6 +127,22 @@ def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
 def test_a_download_that_does_not_fit_the_disk_is_refused():
     with pytest.raises(DoesNotFit, match="disk"):
         make_plan(TrainConfig(), replace(T4, disk_free_bytes=GIB), LLAMA_8B)
+
+
+def test_too_little_ram_to_load_is_said_before_loading():
+    with pytest.raises(DoesNotFit, match="RAM"):
+        make_plan(TrainConfig(), replace(T4, ram_free_bytes=GIB), LLAMA_8B, exact=False)
+
+
+def test_on_linux_expandable_segments_are_asked_for_before_torch_starts(root):
+    import os
+    import subprocess
+    import sys
+
+    code = "import helpers, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    clean = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, env=clean, capture_output=True, text=True).stdout.strip()
+    assert printed == ("expandable_segments:True" if sys.platform == "linux" else "None")
 
 
 def test_a_cpu_is_planned_in_fp32_with_small_micro_batches():

@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(job, tmp_path):
     import helpers.training as module
 
     original = module.LiveChart
-    module.LiveChart = lambda run: Stop()
+    module.LiveChart = lambda run, planned_seconds: Stop()
     try:
         with pytest.raises(KeyboardInterrupt):
             train(**job, root=tmp_path)
