@@ -17,11 +17,19 @@ from typing import Any
 from helpers.config import ConfigError
 from helpers.weights import EMBEDDED_MODEL
 
-# transformers' model_type -> does its attention have biases on q, k, v; are q, k, v (and gate, up) one fused matrix
-FAMILIES: dict[str, dict[str, bool]] = {
-    "llama": {}, "mistral": {}, "qwen2": {"qkv_bias": True}, "qwen3": {}, "gemma": {}, "gemma2": {}, "gemma3_text": {},
-    "phi3": {"fused": True}, "smollm3": {}, "granite": {},
-}  # fmt: skip
+# transformers' model_type -> what is special about its blocks, as far as memory is concerned
+FAMILIES: dict[str, frozenset[str]] = {
+    "llama": frozenset(),
+    "mistral": frozenset(),
+    "smollm3": frozenset(),
+    "granite": frozenset(),
+    "gemma": frozenset(),
+    "qwen2": frozenset({"qkv bias"}),
+    "qwen3": frozenset({"query and key norms"}),
+    "gemma2": frozenset({"norms after attention and MLP", "eager attention only"}),
+    "gemma3_text": frozenset({"norms after attention and MLP", "query and key norms"}),
+    "phi3": frozenset({"fused matrices"}),
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,14 @@ class ModelShape:
     def key_value_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
 
+    def has(self, trait: str) -> bool:
+        """Is this special about the family? The traits are those of `FAMILIES`."""
+        return trait in FAMILIES[self.model_type]
+
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Name -> (in features, out features) of the linear layers in one transformer block: the ones that get quantised."""
         h, i, q, kv = self.hidden_size, self.intermediate_size, self.query_size, self.key_value_size
-        if FAMILIES[self.model_type].get("fused"):
+        if self.has("fused matrices"):
             return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h), "gate_up_proj": (h, 2 * i), "down_proj": (i, h)}
         attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
         return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
@@ -92,10 +104,9 @@ class ModelShape:
     def other_parameters(self) -> int:
         """What stays in 16 bit: embedding, output head if it is not the same matrix, norms, biases."""
         h = self.hidden_size
-        norms_per_layer = {"gemma2": 4 * h, "gemma3_text": 4 * h + 2 * self.head_dim, "qwen3": 2 * h + 2 * self.head_dim}
-        per_layer = norms_per_layer.get(self.model_type, 2 * h)
-        if FAMILIES[self.model_type].get("qkv_bias"):
-            per_layer += self.query_size + 2 * self.key_value_size
+        per_layer = (4 if self.has("norms after attention and MLP") else 2) * h
+        per_layer += 2 * self.head_dim if self.has("query and key norms") else 0
+        per_layer += self.query_size + 2 * self.key_value_size if self.has("qkv bias") else 0
         embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * per_layer + h
 

@@ -15,8 +15,12 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from helpers.catalog import ModelShape
 
 MIB, GIB = 2**20, 2**30
 AMPERE = (8, 0)  # the first compute capability with bf16 arithmetic in hardware
@@ -119,8 +123,10 @@ def compute_dtype(gpu: Gpu) -> tuple[str, str]:
     return "float16", f"fp16, because {gpu.name} ({version}) has no bf16 in hardware"
 
 
-def attention(gpu: Gpu) -> tuple[str, str]:
-    """(attention kernel that PyTorch's SDPA will run, why): "flash", "efficient" or "math"."""
+def attention(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
+    """(attention kernel that will run, why): "flash", "efficient" or "math" of PyTorch's SDPA, or transformers' "eager"."""
+    if shape is not None and shape.has("eager attention only"):
+        return "eager", f"transformers' own, because {shape.model_type} limits its scores in a way that PyTorch's kernels cannot"
     if gpu.kind != "cuda":
         return "math", "PyTorch's own attention on this device"
     if gpu.capability >= AMPERE:

@@ -101,7 +101,15 @@ def estimate(
     # keys and values, gate, up, silu(gate) and their product, the small LoRA outputs, softmax statistics, norm factors.
     keys_and_values = 2 * kv if attention == "flash" else 2 * q  # other kernels get them repeated for every head
     layer = tokens * (8 * h + 2 * stream * h + e * (2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
-    backward = tokens * e * (2 * i + h)  # gradients that flow through one MLP
+    if shape.has("query and key norms"):
+        layer += tokens * 4 * (q + kv)  # the norms' inputs in fp32
+    if shape.has("norms after attention and MLP"):
+        layer += tokens * 8 * h
+    if shape.has("fused matrices"):
+        layer += tokens * (e * (q + kv) + 2 * h)  # queries and keys stay alive in one piece with the values; two dropout masks
+    scores = tokens * seq_len * heads if attention == "eager" else 0
+    layer += scores * (4 + 2 * e)  # probabilities in fp32 and in 16 bit, and what the soft cap saves
+    backward = max(tokens * e * (2 * i + h), scores * (4 + 2 * e))  # gradients that flow through one MLP, or through the scores
     workspace = e * h * i + (h * i) // 16 if quantization == "nf4" else 0  # one weight matrix unpacked from NF4, and its scales
     casts = e * trainable if e == 2 else 0  # 16-bit copies of the fp32 adapters, kept while a layer's activations are
     mask = e * micro_batch * seq_len**2 if micro_batch > 1 else 0  # padded examples need one, as a bias for every score

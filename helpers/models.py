@@ -41,7 +41,6 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
         quantization_config=quantization_config(config, plan),
         dtype=getattr(torch, plan.dtype),
         device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
-        attn_implementation="sdpa",
     )
     keep_weights_trainable(model)
     return model, tokenizer

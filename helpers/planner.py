@@ -107,7 +107,7 @@ def make_plan(
     base = Plan(
         name, gpu, dtype, "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch", min(config.max_length, longest_example or 10**9),
         micro_batch=1, accumulation=config.effective_batch_size, loss_head=head, budget=_budget(gpu),
-        reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu)[1]}", f"loss head: {head_reason}"],
+        reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {head_reason}"],
     )  # fmt: skip
     if shape is None:
         note = "this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on"
@@ -174,7 +174,7 @@ def _estimate(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEstim
     return estimate(
         shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
         quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=2 * (1 + 4 / 256) if on_gpu else 8,
-        attention=attention(plan.gpu)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
+        attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
     return Step(
         model=shape.to_config(), micro_batch=micro_batch, seq_len=plan.seq_len, phase=phase, r=config.r,
         target_modules=config.target_modules, lora_dropout=config.lora_dropout, quantization=config.quantization, dtype=plan.dtype,
-        checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu)[0], masked=micro_batch > 1,
+        checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu, shape)[0], masked=micro_batch > 1,
         loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, load_in=plan.dtype,
     )  # fmt: skip
 

@@ -91,7 +91,9 @@ def test_examples_get_shorter_only_when_nothing_else_helps():
     stages = [(plan.checkpointing != "off") + plan.offload for plan in plans]
     assert stages == sorted(stages) and stages[0] < stages[-1] == 2
     assert all(plan.seq_len == n or plan.offload for plan, n in zip(plans, lengths))
-    little = make_plan(TrainConfig(max_length=32768), replace(card, ram_free_bytes=int(2.3 * GIB)), CATALOG["Qwen3-4B"], exact=False)
+    little = make_plan(
+        TrainConfig(max_length=32768), replace(card, ram_free_bytes=int(2.3 * GIB)), CATALOG["Qwen3-4B"], exact=False
+    )
     assert 1024 < little.seq_len < plans[-1].seq_len and "do not fit" in str(little)
 
 
