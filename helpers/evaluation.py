@@ -38,21 +38,22 @@ def compare_before_after(
     examples: Dataset,
     score: Callable[[str], float] | None = None,
     max_new_tokens: int = 128,
+    batch_size: int = 48,
 ) -> pd.DataFrame:
     """Greedy answers to the prompts of `examples`, with the adapter switched off (`before`) and on (`after`).
 
-    The same model answers twice, so no second copy is in memory. One row per example: `prompt`, `reference`, `before`,
+    `batch_size` prompts are answered at once: on a GPU, pass the plan's `generation_batch`. The same model answers twice, so no second copy is in memory. One row per example: `prompt`, `reference`, `before`,
     `after`, and with `score` (a function of the answer, higher is better) `before_score` and `after_score`.
     """
     prompts = list(examples["prompt"])
     with model.disable_adapter():
-        before = generate(model, tokenizer, prompts, max_new_tokens)
+        before = generate(model, tokenizer, prompts, max_new_tokens, batch_size)
     table = pd.DataFrame(
         {
             "prompt": [messages[-1]["content"] for messages in prompts],
             "reference": [messages[-1]["content"] for messages in examples["completion"]],
             "before": before,
-            "after": generate(model, tokenizer, prompts, max_new_tokens),
+            "after": generate(model, tokenizer, prompts, max_new_tokens, batch_size),
         }
     )
     if score is not None:

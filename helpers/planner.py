@@ -18,7 +18,7 @@ from helpers.catalog import CATALOG, BaseModel, ModelShape, find_shape, resolve
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import DryRun, Step, dry_run
 from helpers.hardware import GIB, MIB, Gpu, attention, compute_dtype, loss_head, speed
-from helpers.memory import CUDA_CONTEXT, MemoryEstimate, estimate, work
+from helpers.memory import ADAMW_8BIT, CUDA_CONTEXT, MemoryEstimate, estimate, work
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 # A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
@@ -173,7 +173,7 @@ def _estimate(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEstim
     on_gpu = plan.gpu.kind == "cuda"
     return estimate(
         shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
-        quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=2 * (1 + 4 / 256) if on_gpu else 8,
+        quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=ADAMW_8BIT if on_gpu else 8,
         attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
     )  # fmt: skip
 
