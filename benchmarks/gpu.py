@@ -59,9 +59,9 @@ def train_here(name: str, gib: float, steps: int, faster: bool) -> dict[str, obj
     from trl import SFTTrainer
 
     from helpers.dryrun import dry_run
+    from helpers.loss_head import use_loss_head
     from helpers.models import attach_lora
     from helpers.recipe import sft_config
-    from helpers.training import use_loss_head
 
     gpu = limited(detect_gpu(), gib)
     shape = CATALOG[name].shape

@@ -3,8 +3,8 @@
     python -m benchmarks.overhead [--steps 4] [--rounds 2] [--untouched]
 
 Both train the embedded model on the same examples, in turn: bare, helpers, bare, helpers, ... in one process, so that the
-machine's mood strikes both. Loading the model is not counted; evaluation, live display, history and saving are (in both, as far
-as bare TRL has them). Prints every time and the ratio of the medians.
+machine's mood strikes both. Loading the model is not counted; evaluation and saving are (in both), and so are the helpers' guards,
+history, checkpoints with their checksums, and the live chart, drawn as in a notebook. Prints every time and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -16,20 +16,34 @@ import statistics
 import tempfile
 import time
 
+import IPython.display
 import trl.trainer.utils as trl_utils
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
+from helpers import live
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
 from helpers.hardware import detect_gpu
+from helpers.loss_head import use_loss_head
 from helpers.menu import choose_model
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
 from helpers.recipe import sft_config
-from helpers.training import train, use_loss_head
+from helpers.training import train
 
 ORIGINAL = trl_utils._use_triton
+
+
+class NoScreen:
+    """Takes the pictures that a notebook would show."""
+
+    def update(self, picture: object) -> None: ...
+
+
+def draw_as_in_a_notebook() -> None:
+    IPython.display.display = lambda *things, **options: NoScreen()
+    live.has_notebook = lambda: True
 
 
 def bare(config, plan, model, tokenizer, training, validation, folder) -> None:
@@ -55,6 +69,7 @@ def main() -> float:
     parser.add_argument("--untouched", action="store_true", help="bare TRL without the helpers' shortcut on a CPU")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
+    draw_as_in_a_notebook()
 
     config = TrainConfig(max_steps=arguments.steps, effective_batch_size=4, eval_examples=4, evaluations=2)
     gpu = detect_gpu()

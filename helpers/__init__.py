@@ -22,3 +22,7 @@ if sys.version_info < (3, 10):  # said before any other import can fail with a l
 # it on Linux only.
 if sys.platform == "linux" and "torch" not in sys.modules:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+# One process trains on one card. Trainer would split a 4-bit model over all that it sees (two on Kaggle), and fail.
+if "torch" not in sys.modules:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

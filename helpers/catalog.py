@@ -17,17 +17,17 @@ from typing import Any
 from helpers.config import ConfigError
 from helpers.weights import EMBEDDED_MODEL
 
-# transformers' model_type -> what is special about its blocks, as far as memory is concerned
+# transformers' model_type -> what is special about its blocks, as far as memory and precision are concerned
 FAMILIES: dict[str, frozenset[str]] = {
     "llama": frozenset(),
     "mistral": frozenset(),
     "smollm3": frozenset(),
     "granite": frozenset(),
-    "gemma": frozenset(),
+    "gemma": frozenset({"overflows fp16"}),
     "qwen2": frozenset({"qkv bias"}),
     "qwen3": frozenset({"query and key norms"}),
-    "gemma2": frozenset({"norms after attention and MLP", "eager attention only"}),
-    "gemma3_text": frozenset({"norms after attention and MLP", "query and key norms"}),
+    "gemma2": frozenset({"norms after attention and MLP", "eager attention only", "overflows fp16"}),
+    "gemma3_text": frozenset({"norms after attention and MLP", "query and key norms", "overflows fp16"}),
     "phi3": frozenset({"fused matrices"}),
 }
 

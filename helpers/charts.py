@@ -5,13 +5,16 @@ loss_chart(run.history).savefig("loss.png")
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.memory import GIB, MemoryEstimate
 
 TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"  # told apart in colour blindness and in grey
+VERDICT_WIDTH = 92  # characters of a line above the chart
 
 
 def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, title: str = "") -> Figure:
@@ -21,10 +24,99 @@ def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, ti
         history: log events with the keys that TRL writes (`step`, `loss`, `eval_loss`).
         total_steps: length of the whole run, so that the axis does not move while it trains.
     """
-    train = [(event["step"], event["loss"]) for event in history if "loss" in event]
-    validation = [(event["step"], event["eval_loss"]) for event in history if "eval_loss" in event]
+    figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
+    _draw_losses(figure.add_subplot(), history, total_steps, title)
+    return figure
+
+
+def training_chart(
+    history: list[dict[str, Any]],
+    total_steps: int | None = None,
+    title: str = "",
+    verdict: str = "",
+    planned_bytes: int | None = None,
+) -> Figure:
+    """The loss chart with what else is worth watching below it: learning rate, gradient norm, memory against the plan.
+
+    Args:
+        history: log events; the strips read `learning_rate`, `grad_norm` and `peak_bytes`.
+        verdict: one sentence on what the curve says, shown above it.
+        planned_bytes: what the plan said the peak would be.
+    """
+    figure = Figure(figsize=(7.2, 5.2), dpi=110, layout="constrained")
+    rows = figure.add_gridspec(2, 3, height_ratios=[3.6, 1])
+    losses = figure.add_subplot(rows[0, :])
+    _draw_losses(losses, history, total_steps, title)
+    losses.set_xlabel("")
+    if verdict:
+        sentence = fill(verdict, VERDICT_WIDTH)
+        losses.text(0, 1.01, sentence, transform=losses.transAxes, va="bottom", fontsize=9.5, fontweight="bold")
+        losses.set_title(title, loc="left", fontsize=10, color=MUTED, pad=20 + 12 * sentence.count("\n"))
+    limits = _step_limits(history, total_steps)
+    for column, (key, label) in enumerate([("learning_rate", "learning rate"), ("grad_norm", "gradient norm")]):
+        axes = figure.add_subplot(rows[1, column])
+        axes.plot(*_points(history, key), color=TRAIN, linewidth=1.4, marker=".", markersize=3)
+        axes.set_xlim(*limits)
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        _strip(axes, f"{label} by step")
+    memory = figure.add_subplot(rows[1, 2])
+    used = max((event.get("peak_bytes") or 0 for event in history), default=0) / GIB
+    names, sizes = ["used"], [used]
+    if planned_bytes:
+        names, sizes = ["used", "planned"], [used, planned_bytes / GIB]
+    bars = memory.barh(names, sizes, color=[TRAIN, MUTED][: len(names)], height=0.6)
+    memory.bar_label(bars, fmt="%.1f GiB", padding=3, fontsize=8)
+    memory.set_xlim(0, max(*sizes, 0.1) * 1.5)
+    memory.set_xticks([])
+    memory.invert_yaxis()
+    _strip(memory, "memory at the peak")
+    return figure
+
+
+def comparison_chart(histories: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Validation curves of several runs on one pair of axes, each with its best step marked.
+
+    Args:
+        histories: label -> log events.
+    """
     figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
     axes = figure.add_subplot()
+    for number, (label, history) in enumerate(histories.items()):
+        steps, losses = _points(history, "eval_loss")
+        colour, marker = f"C{number % 10}", "osD^vPX*<>"[number % 10]  # colour alone would be lost in print
+        axes.plot(steps, losses, color=colour, linewidth=1.8, marker=marker, markersize=5, label=label)
+        trained = [point for point in zip(steps, losses) if point[0] > 0]
+        if trained:
+            axes.scatter(*min(trained, key=lambda point: point[1]), s=170, facecolors="none", edgecolors=colour, linewidths=1.8)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("validation loss per answer token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    if histories:
+        axes.legend(frameon=False, title="circle: best step", title_fontsize=8.5)
+    return figure
+
+
+def _points(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the events that have a number under `key`."""
+    found = [(event["step"], event[key]) for event in history if event.get(key) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _step_limits(history: list[dict[str, Any]], total_steps: int | None) -> tuple[float, float]:
+    return -0.4, (total_steps or max([1, *[event["step"] for event in history]])) + 0.4
+
+
+def _strip(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=8.5, color=MUTED, pad=12)
+    axes.tick_params(labelsize=7.5)
+    axes.yaxis.get_offset_text().set_fontsize(7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | None, title: str) -> None:
+    train, validation = list(zip(*_points(history, "loss"))), list(zip(*_points(history, "eval_loss")))
     if train:
         axes.plot(*zip(*train), color=TRAIN, linewidth=1.8, marker=".", markersize=5, label="training loss")
     if validation:
@@ -45,13 +137,12 @@ def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, ti
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")
     axes.set_title(title, loc="left", fontsize=10.5)
-    axes.set_xlim(-0.4, (total_steps or max([1, *[event["step"] for event in history]])) + 0.4)
+    axes.set_xlim(*_step_limits(history, total_steps))
     axes.margins(y=0.14)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if train or validation:
         axes.legend(frameon=False, loc="lower left")
-    return figure
 
 
 # One colour per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.

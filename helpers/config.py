@@ -31,8 +31,10 @@ class TrainConfig:
     """Part of the examples held out and never trained on. 0.10 to 0.20 is usual."""
     eval_examples: int = 48
     """At most this many held-out examples are used for each evaluation during training, so that it stays short."""
-    evaluations: int = 4
+    evaluations: int = 8
     """How often the validation loss is measured during training (and once before the first step)."""
+    early_stopping_patience: int = 3
+    """Stop after so many measurements in a row without a new best validation loss; 0 trains to the end."""
 
     quantization: str = "nf4"
     """"nf4": 4-bit base weights (QLoRA). "none": 16-bit base weights (plain LoRA)."""
@@ -51,6 +53,8 @@ class TrainConfig:
     """Examples per optimizer step = micro-batch x gradient accumulation. The planner chooses the two factors."""
     micro_batch_size: int = 0
     """Examples that go through the model at once; 0 lets the planner choose. Must divide effective_batch_size."""
+    gradient_checkpointing: str = "auto"
+    """Compute activations twice instead of keeping them: "auto" (only if memory needs it), "on" or "off"."""
     num_train_epochs: float = 1.0
     """How often each training example is seen."""
     max_steps: int = -1
@@ -80,9 +84,17 @@ class TrainConfig:
                 f"validation_share={self.validation_share} must lie between 0 and 0.5; 0.15 is a good start.",
             ),
             (self.quantization not in ("nf4", "none"), f'quantization={self.quantization!r} must be "nf4" or "none".'),
+            (
+                self.gradient_checkpointing not in ("auto", "on", "off"),
+                f'gradient_checkpointing={self.gradient_checkpointing!r} must be "auto", "on" or "off".',
+            ),
             (not 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout} must be at least 0 and below 1."),
             (self.learning_rate <= 0, f"learning_rate={self.learning_rate} must be above 0; 2e-4 is a good start for LoRA."),
             (not 0 <= self.warmup_ratio < 1, f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1."),
+            (
+                self.early_stopping_patience < 0,
+                f"early_stopping_patience={self.early_stopping_patience} must be a number of evaluations, or 0 to switch it off.",
+            ),
             (self.num_train_epochs <= 0, f"num_train_epochs={self.num_train_epochs} must be above 0; 1 to 3 is usual."),
             (
                 self.max_steps == 0 or self.max_steps < -1,

@@ -38,6 +38,8 @@ class Gpu:
     ram_free_bytes: int = 12 * GIB
     disk_free_bytes: int = 50 * GIB
     count: int = 1
+    triton: bool = True
+    """False once TRL's Triton kernels have failed on this card."""
 
     def __str__(self) -> str:
         what = {"cuda": "free of", "mps": "shared memory free of", "cpu": "RAM free of"}[self.kind]
@@ -109,17 +111,22 @@ def detect_gpu(workdir: str | Path = ".") -> Gpu:
     return Gpu(f"CPU, {torch.get_num_threads()} threads, no GPU", "cpu", ram.total, ram.available, **rest)
 
 
-def compute_dtype(gpu: Gpu) -> tuple[str, str]:
+def compute_dtype(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
     """(name of the torch dtype to calculate in, why).
 
     Decided by compute capability: `torch.cuda.is_bf16_supported()` answers True on a T4 because it counts slow emulation
-    (pytorch#148322).
+    (pytorch#148322). Families whose activations outgrow fp16's 65504 (Gemma: transformers#36822) get fp32 where bf16 is missing.
     """
     if gpu.kind != "cuda":
         return "float32", "fp32, because 16-bit arithmetic is slow or missing without a CUDA card"
     version = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
     if gpu.capability >= AMPERE:
         return "bfloat16", f"bf16, because {version} calculates it in hardware and it cannot overflow like fp16"
+    if shape is not None and shape.has("overflows fp16"):
+        return (
+            "float32",
+            f"fp32, because {shape.model_type} overflows fp16, and {gpu.name} ({version}) has no bf16: slow; prefer another model",
+        )
     return "float16", f"fp16, because {gpu.name} ({version}) has no bf16 in hardware"
 
 
@@ -131,7 +138,10 @@ def attention(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
         return "math", "PyTorch's own attention on this device"
     if gpu.capability >= AMPERE:
         return "flash", "flash attention inside PyTorch, for compute capability 8.0 and newer"
-    return "efficient", "memory-efficient attention: flash attention needs compute capability 8.0"
+    return "efficient", (
+        "memory-efficient attention, because flash attention needs compute capability 8.0; shared keys and values are repeated, "
+        "because PyTorch would else fall back to its slow math kernel"
+    )
 
 
 def loss_head(gpu: Gpu) -> tuple[str, str]:
@@ -140,6 +150,8 @@ def loss_head(gpu: Gpu) -> tuple[str, str]:
         return "torch", "TRL's, in plain torch, because Triton needs a CUDA card"
     if gpu.capability < AMPERE:
         return "torch", "TRL's, in plain torch, because Triton no longer supports cards before compute capability 8.0 officially"
+    if not gpu.triton:
+        return "torch", "TRL's, in plain torch, because its Triton kernels failed a test on this card"
     if sys.platform == "win32" or (sys.platform == "linux" and _torch_without_triton()):
         return "torch", "TRL's, in plain torch, because Triton is not installed here"
     return "triton", "TRL's, with Triton kernels"

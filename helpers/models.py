@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import bitsandbytes as bnb
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from helpers.hardware import AMPERE
 from helpers.recipe import lora_config, quantization_config
 from helpers.weights import fetch_weights
 
@@ -31,9 +35,14 @@ warnings.filterwarnings("ignore", message=".*is deprecated and will be removed i
 def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model of `plan` with 4-bit NF4 weights, and its tokenizer.
 
+    The model that was loaded before is released first: two at once are the classic way to run out of memory in a notebook.
+
     Raises:
         WeightsError: the weights are in none of the known sources.
     """
+    release_last_model()
+    if plan.gpu.kind == "cuda" and plan.gpu.capability < AMPERE:
+        _repeat_shared_keys()
     folder = fetch_weights(plan.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
@@ -43,7 +52,50 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
         device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
     )
     keep_weights_trainable(model)
+    global _last_model
+    _last_model = weakref.ref(model)
     return model, tokenizer
+
+
+_last_model: Callable[[], PreTrainedModel | None] = lambda: None  # noqa: E731
+
+
+def release_last_model() -> int:
+    """Empty the model that `load_quantized` loaded before, even if a variable still names it; returns the bytes that came back.
+
+    Its weights become empty tensors, so whoever still uses it gets an error and not a second copy.
+    """
+    model, freed = _last_model(), 0
+    if model is None:
+        return 0
+    for tensor in [*model.parameters(), *model.buffers()]:
+        freed += tensor.untyped_storage().nbytes()
+        tensor.grad = None
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+        for state in _quantization_states(tensor):
+            freed += state.absmax.untyped_storage().nbytes()
+            state.absmax = None
+    free_memory()
+    if freed:
+        print(f"Released the model that was loaded before: {freed / 2**20:.0f} MiB came back.")
+    return freed
+
+
+def _quantization_states(tensor: torch.Tensor) -> list[bnb.functional.QuantState]:
+    """The scales of a 4-bit weight, and the scales of the scales."""
+    outer = getattr(tensor, "quant_state", None)
+    return [state for state in (outer, getattr(outer, "state2", None)) if state is not None and state.absmax is not None]
+
+
+def _repeat_shared_keys() -> None:
+    """Keep PyTorch's attention off its slow math kernel on cards before Ampere (transformers#48633).
+
+    transformers hands shared keys and values (grouped-query attention) to PyTorch as they are when there is no mask; the
+    memory-efficient kernel of these cards refuses that. Repeated beforehand, they take the fast kernel.
+    """
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
 
 
 def keep_weights_trainable(model: torch.nn.Module) -> None:
@@ -65,11 +117,17 @@ def attach_lora(model: PreTrainedModel | PeftModel, config: TrainConfig) -> Peft
 
 
 def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The base model itself, with any LoRA layers taken out again (its weights were never changed)."""
-    if isinstance(model, PeftModel):
-        model = model.unload()
-        model.__dict__.pop("peft_config", None)  # else PEFT warns about a second adapter
-    return model
+    """The base model itself, with any LoRA layers taken out again (its weights were never changed).
+
+    PEFT puts its layers into the base model, so a variable that names the base carries them too: both are cleaned.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, leaf = name.rpartition(".")
+            setattr(base.get_submodule(parent), leaf, module.get_base_layer())
+    base.__dict__.pop("peft_config", None)  # else PEFT warns about a second adapter
+    return base
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ LOADING_BYTES = 1.5 * GIB  # RAM that loading a model in NF4 took beside its lar
 HOST_SHARE = 0.8  # of the free RAM may hold activations
 CPU_GENERATION_BATCH = 48  # one pass over the weights serves all of them, and RAM is plenty
 SHORTEST_SEQUENCE = 128
+CLEARLY_LESS = 0.9  # of what has just failed
 CHECKPOINTING = ("off", "selective", "on")
 SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
 
@@ -102,7 +103,7 @@ def make_plan(
         )
     name = model.id if isinstance(model, BaseModel) else model or resolve(config.model)
     shape = find_shape(name)
-    dtype, dtype_reason = compute_dtype(gpu)
+    dtype, dtype_reason = compute_dtype(gpu, shape)
     head, head_reason = loss_head(gpu)
     base = Plan(
         name, gpu, dtype, "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch", min(config.max_length, longest_example or 10**9),
@@ -121,7 +122,7 @@ def make_plan(
             if found is not None:
                 found = _plan_evaluation_and_generation(config, found, shape, exact)
                 return replace(found, reasons=[*found.reasons, *_explain(config, found, base, shape)])
-    raise DoesNotFit(_what_would_fit(config, base, shape))
+    raise DoesNotFit(what_would_fit(config, base))
 
 
 def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
@@ -130,6 +131,8 @@ def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: b
         modes = CHECKPOINTING[-1:]  # without checkpointing, tens of gigabytes would have to wait in host memory
     else:
         modes = CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on")
+    if config.gradient_checkpointing != "auto":
+        modes = [mode for mode in modes if mode == config.gradient_checkpointing]
     candidates = [
         replace(base, checkpointing=checkpointing, micro_batch=micro_batch, accumulation=config.effective_batch_size // micro_batch)
         for checkpointing in modes
@@ -267,7 +270,9 @@ def _explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> 
     lines = [f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation = {config.effective_batch_size} examples per step"]
     if plan.gpu.kind != "cuda":
         lines[0] += "; a larger micro-batch is no faster without a GPU"
-    if plan.checkpointing == "off":
+    if config.gradient_checkpointing != "auto":
+        lines.append(f"checkpointing {plan.checkpointing}: the config says so")
+    elif plan.checkpointing == "off":
         lines.append("checkpointing off: it would save memory that is not needed, and cost time")
     else:
         without = _estimate(config, replace(plan, checkpointing="off", micro_batch=1), shape).total_bytes
@@ -296,23 +301,29 @@ def _explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> 
     return lines
 
 
-def _what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape) -> str:
+def what_would_fit(config: TrainConfig, base: Plan) -> str:
     """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would."""
+    shape = find_shape(base.model)
+    if shape is None:
+        return f"{base.model} does not fit {base.gpu.name} even with micro-batch 1. Use a smaller model, max_length or r."
 
     def need(of_config: TrainConfig, of_plan: Plan, of_shape: ModelShape) -> int:
         return _with_memory(of_config, replace(of_plan, micro_batch=1, checkpointing="on"), of_shape).memory.total_bytes
 
-    wanted = need(config, base, shape)
+    wanted, budget = need(config, base, shape), base.budget
+    too_much = f"{base.gpu.name} has {budget / GIB:.1f} GiB to give, {ceil((wanted - budget) / MIB)} MiB too little"
+    if wanted <= budget:  # it did not fit although it should have
+        budget = int(wanted * CLEARLY_LESS)
+        too_much = f"{base.gpu.name} had {base.budget / GIB:.1f} GiB to give, and yet it ran out: something else uses its memory"
     smaller = [
         row for row in CATALOG.values() if row.shape.parameters() < shape.parameters() and config.target_modules == "all-linear"
     ]
     options = [(f"model={row.short_name!r}", need(config, base, row.shape)) for row in reversed(smaller)]
     shorter = [(f"max_length={length}", need(config, replace(base, seq_len=length), shape)) for length in _lengths(base.seq_len)]
     lower = [(f"r={r}", need(replace(config, r=r), base, shape)) for r in (64, 32, 16, 8, 4) if r < config.r]
-    nearest = [next((option for option in kind if option[1] <= base.budget), None) for kind in (options, shorter, lower)]
+    nearest = [next((option for option in kind if option[1] <= budget), None) for kind in (options, shorter, lower)]
     fitting = [f"{change} ({size / GIB:.1f} GiB)" for change, size in filter(None, nearest)]
     return (
-        f"{base.model} needs {wanted / GIB:.1f} GiB even with micro-batch 1, {base.seq_len} tokens and checkpointing; "
-        f"{base.gpu.name} has {base.budget / GIB:.1f} GiB to give, {ceil((wanted - base.budget) / MIB)} MiB too little. "
+        f"{base.model} needs {wanted / GIB:.1f} GiB even with micro-batch 1, {base.seq_len} tokens and checkpointing; {too_much}. "
         + (f"This would fit: {'; '.join(fitting)}." if fitting else "Nothing on the menu fits: use a card with more memory.")
     )

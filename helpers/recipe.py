@@ -83,7 +83,6 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         save_strategy="steps",
         save_steps=steps_between_evaluations,
-        save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,

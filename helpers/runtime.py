@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 HUB = "https://huggingface.co"
+DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
@@ -21,3 +23,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def second_place() -> Path | None:
+    """A folder for copies of runs that outlives the session: on Google Drive if it is mounted (mounting it is the opt-in)."""
+    return DRIVE / "finetune-kit" / "runs" if DRIVE.is_dir() else None

@@ -2,8 +2,8 @@
 
     run = train(config, plan, model, tokenizer, training, validation)
 
-`build_trainer` returns TRL's own `SFTTrainer`, set up by `helpers.recipe`; `train` adds the live chart, the run folder and the
-question whether this very run was already trained.
+`build_trainer` returns TRL's own `SFTTrainer` (with the additions of `helpers.trainer`), set up by `helpers.recipe`; `train` adds
+what is seen and what is kept: live chart, history, checkpoints, and the question whether this very run was already trained.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import trl.kernels.chunked_logprob as trl_kernels
-import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTTrainer
 
+from helpers import checkpoints
+from helpers.callbacks import CheckpointKeeper, EarlyStopping, HistoryWriter, LossGuard, Rhythm, StopButton, TrainingStopped
 from helpers.config import TrainConfig
 from helpers.export import load_adapter, save_adapter
+from helpers.guards import check_before_training, check_template
 from helpers.live import LiveChart
+from helpers.loss_head import use_loss_head, with_working_loss_head
 from helpers.models import attach_lora
-from helpers.planner import Plan
+from helpers.planner import DoesNotFit, Plan, what_would_fit
 from helpers.recipe import sft_config, total_steps
-from helpers.runs import HistoryWriter, Run, find_or_start
+from helpers.runs import Run, continue_from, find_or_start
+from helpers.runtime import second_place
+from helpers.trainer import SteadyTrainer
+
+PLANNED = ("dtype", "optimizer", "micro_batch", "accumulation", "checkpointing", "offload", "eval_batch", "loss_head", "peak_bytes")
 
 
 def build_trainer(
@@ -38,48 +45,36 @@ def build_trainer(
     training: Dataset,
     validation: Dataset,
     output_dir: str | Path,
-) -> SFTTrainer:
-    """TRL's trainer for a model with a fresh adapter.
+    **steadiness: Any,
+) -> SteadyTrainer:
+    """TRL's trainer for a model with a fresh adapter, with fp32 adapters on every card.
 
     Args:
-        training, validation: `prompt` and `completion` messages. Of `validation`, the first `config.eval_examples` are used.
+        training, validation: `prompt` and `completion` messages, or `text`. Of `validation`, the first `config.eval_examples` count.
+        steadiness: what `SteadyTrainer` takes besides.
     """
+    check_template(tokenizer, training)
     use_loss_head(plan)
-    trainer = SFTTrainer(
-        model=attach_lora(model, config),
+    model = attach_lora(model, config)
+    adapters = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainer = SteadyTrainer(
+        model=model,
         args=sft_config(config, plan, output_dir, len(training)),
         train_dataset=training,
         eval_dataset=validation.select(range(min(config.eval_examples, len(validation)))),
         processing_class=tokenizer,
+        **steadiness,
     )
     # TRL has just cast the adapters of a quantised model to bf16, which loses small updates and crashes fp16's gradient scaler
-    # (trl#4901): back to fp32.
-    for parameter in trainer.model.parameters():
+    # (trl#4901): back to fp32, and to the very values that they had.
+    for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = adapters[name].to(parameter.device)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(EvaluateLastStep)
+    trainer.add_callback(Rhythm)
+    if config.early_stopping_patience:
+        trainer.add_callback(EarlyStopping(config.early_stopping_patience))
     return trainer
-
-
-class EvaluateLastStep(TrainerCallback):
-    """Measures the last step too, which Trainer skips unless it is a multiple of `eval_steps`."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-
-
-def use_loss_head(plan: Plan) -> None:
-    """Make TRL's loss head run as planned: which kernels, how large a tile, and only where a token is trained.
-
-    Without Triton, TRL 1.16 projects every position to the whole vocabulary, prompts included, and masks afterwards. On two
-    CPU cores, a step of the embedded model is a fifth faster and needs a gigabyte less without that; the loss is the same.
-    """
-    trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = plan.loss_tile
-    if hasattr(trl_utils, "_use_triton"):  # private, so it may go: then training is only slower
-        trl_utils._use_triton = lambda device: True
-    trl_kernels._use_triton = lambda device: plan.loss_head == "triton" and device.type == "cuda"
 
 
 def train(
@@ -91,33 +86,142 @@ def train(
     validation: Dataset,
     *,
     again: bool = False,
+    resume: str | Path | None = None,
     root: str | Path = "runs",
+    copy_to: str | Path | None = None,
 ) -> Run:
     """Train, show it live, keep the best step's adapter, and return the `Run`.
 
-    The same settings, model and data that were already trained give the finished run back; `again=True` trains anew in a new
-    folder. Changed settings get a new numbered folder.
+    The same settings, model and data that were already trained give the finished run back; half trained (killed, disconnected,
+    stopped), they continue from the last whole checkpoint. Changed settings get a new numbered folder.
+
+    Args:
+        again: train anew in a new folder although this very run is finished.
+        resume: folder of a run to continue although settings changed, with more steps for example.
+        copy_to: a second folder for runs, safe from the end of the session. Default: the mounted Google Drive, if there is one.
+
+    Raises:
+        RunMismatch: `resume` names a run with other data, another model or another adapter.
+        ConfigError, DataError: found before the first step; nothing was trained.
+        DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
+        TrainingStopped: the loss is no number any more, or the disk is full. The last checkpoint stands.
     """
     settings = config.to_dict() | {"model": plan.model, "data_sha256": _fingerprint(training, validation)}
-    run = find_or_start(root, config.name, settings, again)
+    copies = Path(copy_to) if copy_to else second_place()
+    run = continue_from(resume, settings) if resume else find_or_start(root, config.name, settings, again, copies)
     if run.finished:
         print(f"{run.folder} already holds this very run, finished: its adapter is loaded. again=True trains anew.")
         run.model = load_adapter(run.adapter, model)
         return run
 
+    plan = _with_what_was_learned(with_working_loss_head(config, plan), run, config)
+    run.plan = {"card": plan.gpu.name} | {name: getattr(plan, name) for name in PLANNED}
+    steps = total_steps(config, len(training))
+
+    def less_memory(changes: dict[str, Any]) -> None:
+        run.plan |= changes
+        run.save()
+
+    likely_cause = _likely_cause(config, plan)
+    trainer = build_trainer(
+        config, plan, model, tokenizer, training, validation, checkpoints.checkpoints_of(run.folder),
+        on_less_memory=less_memory, out_of_ideas=lambda: DoesNotFit(what_would_fit(config, plan)), likely_cause=likely_cause,
+    )  # fmt: skip
+    check_before_training(trainer, config, len(training))
+    keeper = CheckpointKeeper(run, copies / run.folder.name if copies else None)
+    stop = StopButton()
+    live = LiveChart(run, plan.seconds_per_step, plan.peak_bytes)
+    for callback in (stop, HistoryWriter(run), live, LossGuard(likely_cause), keeper):
+        trainer.add_callback(callback)
+
     run.save()
-    print(f"Training {total_steps(config, len(training))} steps of {config.effective_batch_size} examples into {run.folder}")
-    trainer = build_trainer(config, plan, model, tokenizer, training, validation, run.folder / "checkpoints")
-    trainer.add_callback(HistoryWriter(run))
-    trainer.add_callback(LiveChart(run, plan.seconds_per_step))
-    trainer.train()
+    checkpoints.drop_half_written(run.folder)
+    checkpoint = checkpoints.latest_whole(run.folder)
+    try:
+        with stop.listening():
+            if checkpoint is None:
+                print(f"Training {steps} steps of {config.effective_batch_size} examples into {run.folder}")
+                trainer.train()
+            elif _was_through(checkpoint, steps, config):
+                trainer.model.load_adapter(str(_best_of(run, checkpoint)), "default")
+            else:
+                print(f"Continuing {run.folder} from step {checkpoints.step_of(checkpoint)} of {steps}")
+                trainer.continue_from(checkpoint, run.history)
+    except KeyboardInterrupt:
+        last = checkpoints.latest_whole(run.folder)
+        kept = f"the checkpoint of step {checkpoints.step_of(last)} stands" if last else "there was no checkpoint yet"
+        print(f"Stopped at once: {kept}. Run this cell again to go on from there.")
+        raise
+    except (TrainingStopped, DoesNotFit) as error:
+        raise type(error)(f"{error} {_what_stands(run)}") from None
+    except (OSError, RuntimeError) as error:
+        if not _is_disk_full(error):
+            raise
+        checkpoints.drop_half_written(run.folder)
+        raise TrainingStopped(
+            f"The disk is full: a checkpoint of step {trainer.state.global_step} could not be written to {run.folder}. "
+            f"Delete old runs (helpers.runs.delete_runs) or other files, then run this cell again. {_what_stands(run)}"
+        ) from error
 
     run.model = trainer.model
     save_adapter(run, run.model, tokenizer)
-    run.finished = True
+    if stop.pressed_at is not None:
+        print(
+            f"Stopped after step {stop.pressed_at}; the best step so far ({run.best_step}) is kept. Run this cell again to go on."
+        )
+    else:
+        run.finished = True
+        shutil.rmtree(checkpoints.checkpoints_of(run.folder), ignore_errors=True)
     run.save()
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    keeper.copy()
     return run
+
+
+# ------------------------------------------------------------------------------------------- before and after the loop
+
+
+def _with_what_was_learned(plan: Plan, run: Run, config: TrainConfig) -> Plan:
+    """On the same card, go on with the smaller settings that an earlier part of this run had to find."""
+    if run.plan.get("card") != plan.gpu.name:
+        return plan
+    rows = min(plan.micro_batch, run.plan["micro_batch"])
+    while config.effective_batch_size % rows:
+        rows -= 1
+    return replace(
+        plan, micro_batch=rows, accumulation=config.effective_batch_size // rows, checkpointing=run.plan["checkpointing"],
+        offload=run.plan["offload"], eval_batch=min(plan.eval_batch, run.plan["eval_batch"]),
+    )  # fmt: skip
+
+
+def _likely_cause(config: TrainConfig, plan: Plan) -> str:
+    if plan.dtype == "float16":
+        return "Likely cause: numbers above 65504, which fp16 cannot hold. Halve the learning rate, or use a model made for fp16."
+    return f"Likely cause: a learning rate ({config.learning_rate}) that is too high, or a broken example. Use a third of it."
+
+
+def _was_through(checkpoint: Path, steps: int, config: TrainConfig) -> bool:
+    """Was this checkpoint the run's last, by its steps or by early stopping? Then only the ending is left to do."""
+    state = checkpoints.trainer_state(checkpoint)
+    patience = state.get("stateful_callbacks", {}).get("EarlyStopping", {}).get("attributes", {})
+    waited = patience.get("early_stopping_patience_counter", 0)
+    return state["global_step"] >= steps or 0 < config.early_stopping_patience <= waited
+
+
+def _best_of(run: Run, checkpoint: Path) -> Path:
+    best_step = checkpoints.trainer_state(checkpoint)["best_global_step"]
+    return checkpoints.best_checkpoint(run.folder, best_step) or checkpoint
+
+
+def _what_stands(run: Run) -> str:
+    last = checkpoints.latest_whole(run.folder)
+    return (
+        f"The checkpoint of step {checkpoints.step_of(last)} in {run.folder} stands." if last else "No checkpoint was written yet."
+    )
+
+
+def _is_disk_full(error: Exception) -> bool:
+    text = str(error)
+    return getattr(error, "errno", None) in (28, 122) or "No space left" in text or "file write failed" in text
 
 
 def _fingerprint(*parts: Dataset) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,28 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
             print(f"\n    {text}", end="", flush=True)
 
     return print_now
+
+
+@pytest.fixture
+def job(tiny_model: Path, alpaca_rows: list[dict[str, str]]) -> dict[str, Any]:
+    """What `train` and `build_trainer` need, for seven steps on the tiny model on a CPU."""
+    return make_job(tiny_model, alpaca_rows)
+
+
+def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
+    from datasets import Dataset
+
+    from helpers.config import TrainConfig
+    from helpers.data import split, to_messages
+    from helpers.hardware import GIB, Gpu
+    from helpers.models import load_quantized
+    from helpers.planner import make_plan
+
+    usual = {"name": "tiny", "r": 4, "lora_alpha": 8, "max_steps": 7, "learning_rate": 5e-3, "effective_batch_size": 4,
+             "max_length": 128, "validation_share": 0.25, "evaluations": 4}  # fmt: skip
+    config = TrainConfig(model=str(tiny_model), **(usual | settings))
+    plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB))
+    model, tokenizer = load_quantized(config, plan)
+    examples = Dataset.from_list([to_messages(row) for row in alpaca_rows])
+    training, validation = split(examples, config.validation_share, config.seed)
+    return {"config": config, "plan": plan, "model": model, "tokenizer": tokenizer, "training": training, "validation": validation}

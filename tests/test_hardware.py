@@ -1,8 +1,10 @@
 import sys
+from dataclasses import replace
 
 import pytest
 
-from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, detect_gpu
+from helpers.catalog import CATALOG
+from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, detect_gpu, loss_head
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,18 @@ def test_planning_needs_no_torch(root):
             "p.make_plan(c.TrainConfig(), h.KNOWN_GPUS['T4'], 'Qwen/Qwen2.5-7B-Instruct', exact=False);"
             "sys.exit('torch' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+@pytest.mark.parametrize("family, card, expected", [("gemma2", "T4", "float32"), ("gemma3_text", "T4", "float32"),
+                                                    ("gemma2", "RTX 3060", "bfloat16"), ("llama", "T4", "float16"),
+                                                    ("qwen2", "RTX 2070", "float16")])  # fmt: skip
+def test_a_family_that_overflows_fp16_gets_fp32_where_bf16_is_missing(family, card, expected):
+    shape = replace(CATALOG["Llama-3.2-1B-Instruct"].shape, model_type=family)
+    dtype, reason = compute_dtype(KNOWN_GPUS[card], shape)
+    assert dtype == expected and (family in reason) == (expected == "float32")
+
+
+def test_a_card_whose_triton_failed_gets_the_torch_loss_head():
+    card = replace(KNOWN_GPUS["RTX 3060"], triton=False)
+    head, reason = loss_head(card)
+    assert head == "torch" and "failed a test on this card" in reason

@@ -101,3 +101,38 @@ def test_16_bit_base_weights_on_request(tiny_model):
     config = TrainConfig(model=str(tiny_model), quantization="none")
     model, _ = load_quantized(config, make_plan(config, CPU))
     assert not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
+
+
+def test_a_second_adapter_replaces_the_first_even_on_the_base_variable(job, recwarn):
+    base, config = job["model"], job["config"]
+    config.target_modules = "all-linear"
+    attach_lora(base, config)
+    config.target_modules = ["q_proj"]
+    second = attach_lora(base, config)  # what happens when the train cell runs again with other settings
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in second.named_parameters() if "lora_" in name} == {"q_proj"}
+    assert not any("peft_config" in str(warning.message) or "second time" in str(warning.message) for warning in recwarn)
+
+
+def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job, capsys):
+    old = job["model"]
+    before = sum(tensor.untyped_storage().nbytes() for tensor in [*old.parameters(), *old.buffers()])
+    capsys.readouterr()
+    model, _ = load_quantized(job["config"], job["plan"])
+    assert "Released the model that was loaded before" in capsys.readouterr().out
+    assert before > 0 and sum(tensor.untyped_storage().nbytes() for tensor in [*old.parameters(), *old.buffers()]) == 0
+    ids = torch.arange(5, 20)[None]
+    assert torch.isfinite(model(input_ids=ids).logits).all()
+    with pytest.raises(Exception):  # noqa: B017 - whatever torch says about empty weights, it is not a silent second copy
+        old(input_ids=ids)
+
+
+def test_shared_keys_are_repeated_on_cards_before_ampere(tiny_model, monkeypatch):
+    from transformers.integrations import sdpa_attention
+
+    from helpers.models import _repeat_shared_keys
+
+    key = torch.zeros(1, 2, 8, 16)
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # put back afterwards
+    assert sdpa_attention.use_gqa_in_sdpa(None, key, key)
+    _repeat_shared_keys()
+    assert not sdpa_attention.use_gqa_in_sdpa(None, key, key)

@@ -5,37 +5,10 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 
-from helpers.config import TrainConfig
-from helpers.data import split, to_messages
 from helpers.export import load_adapter
-from helpers.hardware import GIB, Gpu
 from helpers.models import load_quantized
-from helpers.planner import make_plan
-from helpers.runs import Run
 from helpers.training import build_trainer, train
-
-CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
-
-
-@pytest.fixture
-def job(tiny_model, alpaca_rows, tmp_path):
-    config = TrainConfig(
-        name="tiny",
-        model=str(tiny_model),
-        r=4,
-        lora_alpha=8,
-        max_steps=7,
-        learning_rate=5e-3,
-        effective_batch_size=4,
-        max_length=128,
-        validation_share=0.25,
-    )
-    plan = make_plan(config, CPU)
-    model, tokenizer = load_quantized(config, plan)
-    training, validation = split(Dataset.from_list([to_messages(row) for row in alpaca_rows]), config.validation_share, config.seed)
-    return {"config": config, "plan": plan, "model": model, "tokenizer": tokenizer, "training": training, "validation": validation}
 
 
 def test_only_the_answer_counts_in_the_loss_and_the_end_token_is_trained(job, tmp_path):
@@ -112,28 +85,6 @@ def test_the_saved_adapter_is_the_best_steps_and_answers_the_same_after_reloadin
         torch.testing.assert_close(reloaded(input_ids=ids).logits, trained, rtol=1e-5, atol=1e-5)
         with reloaded.disable_adapter():
             assert not torch.allclose(reloaded(input_ids=ids).logits, trained)
-
-
-def test_an_unfinished_run_is_not_taken_for_a_finished_one(job, tmp_path):
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            raise KeyboardInterrupt
-
-    import helpers.training as module
-
-    original = module.LiveChart
-    module.LiveChart = lambda run, planned_seconds: Stop()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(**job, root=tmp_path)
-    finally:
-        module.LiveChart = original
-    assert not Run.load(tmp_path / "tiny").finished
-    run = train(**job, root=tmp_path)
-    assert run.folder == tmp_path / "tiny" and run.finished
-    assert [step for step, _ in run.evaluations] == sorted({step for step, _ in run.evaluations})
 
 
 def test_a_missing_adapter_names_the_folder(job, tmp_path):

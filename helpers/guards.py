@@ -1,0 +1,104 @@
+"""Checks before the first step: mistakes that would train with a normal-looking curve, or fail after an hour.
+
+check_before_training(trainer, config)      # raises with the fix; prints what is only odd
+"""
+
+from __future__ import annotations
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from helpers.config import ConfigError, TrainConfig
+from helpers.data import DataError
+
+USUAL_LEARNING_RATES = (1e-5, 2e-3)  # LoRA: outside of this, nothing happens or everything breaks (usual: 1e-4 to 5e-4)
+ABSURD_LEARNING_RATE = 0.1
+IGNORED = -100
+EXAMPLES_LOOKED_AT = 200
+
+
+def check_before_training(trainer: SFTTrainer, config: TrainConfig, given: int | None = None) -> None:
+    """Look at what would really be trained: the tokens and labels of the trainer, its parameters, its settings.
+
+    Args:
+        given: how many training examples there were before TRL dropped those without a trained token.
+
+    Raises:
+        DataError: nothing in the examples would be trained, or the answers would never learn to end.
+        ConfigError: a setting cannot lead to anything.
+    """
+    _check_parameters(trainer)
+    _check_labels(trainer)
+    _check_settings(trainer, config)
+    lost = (given or 0) - len(trainer.train_dataset)
+    if lost > 0:
+        print(f"[WARN] {lost} of {given} examples are left out: max_length ({trainer.args.max_length}) cuts their whole answer.")
+
+
+def _check_parameters(trainer: SFTTrainer) -> None:
+    trainable = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ConfigError(
+            "No parameter is trainable, so nothing would be learned. Check target_modules: it must name layers of the model."
+        )
+    wrong = {str(parameter.dtype) for _, parameter in trainable if parameter.dtype != torch.float32}
+    if wrong:
+        raise ConfigError(f"Adapters must be torch.float32, found {', '.join(sorted(wrong))}: small updates would be lost.")
+    if trainer.args.n_gpu > 1:
+        raise ConfigError(
+            f"This process sees {trainer.args.n_gpu} GPUs, and a 4-bit model cannot be split over them this way. "
+            "Restart the notebook and let its first cell run before anything imports torch: it picks one GPU."
+        )
+
+
+def _check_settings(trainer: SFTTrainer, config: TrainConfig) -> None:
+    low, high = USUAL_LEARNING_RATES
+    rate, examples = config.learning_rate, len(trainer.train_dataset)
+    if rate >= ABSURD_LEARNING_RATE:
+        raise ConfigError(f"learning_rate={rate} would destroy the model in a few steps; LoRA uses 1e-4 to 5e-4.")
+    if not low <= rate <= high:
+        print(f"[WARN] learning_rate={rate} is unusual for LoRA ({low} to {high}): {'slow' if rate < low else 'may diverge'}.")
+    if config.effective_batch_size > examples:
+        raise ConfigError(
+            f"effective_batch_size={config.effective_batch_size} is larger than the {examples} training examples: one step would "
+            f"already be more than an epoch. Use {max(1, examples // 4)} or less, or add examples."
+        )
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, training: Dataset) -> None:
+    """Messages need a chat template to become tokens; TRL would fail on the first example with less to say."""
+    if "prompt" in training.column_names and not tokenizer.chat_template:
+        raise DataError(
+            "This tokenizer has no chat template, so questions and answers cannot be told apart. Use the model's Instruct version, "
+            "or give it a plain one: helpers.tokens.ensure_chat_template(tokenizer)."
+        )
+
+
+def _check_labels(trainer: SFTTrainer) -> None:
+    tokenizer = trainer.processing_class
+    rows = trainer.train_dataset.select(range(min(EXAMPLES_LOOKED_AT, len(trainer.train_dataset))))
+    trained = [[token for token, label in zip(row["input_ids"], row["labels"]) if label != IGNORED] for row in rows]
+    if not any(trained):
+        raise DataError(
+            "Every label is masked, so nothing would be trained: the answers are empty, or cut off by max_length "
+            f"({trainer.args.max_length}). Raise max_length or shorten the prompts."
+        )
+    ends = end_tokens(trainer)
+    if not any(set(tokens[-3:]) & ends for tokens in trained):  # templates may put a line break after the end token
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
+        raise DataError(
+            f"No answer ends with the end token ({names}), so the model would never learn to stop. "
+            "Raise max_length if the answers are cut, or use a model with a chat template."
+        )
+    cut = sum(not set(tokens[-3:]) & ends for tokens in trained)
+    if cut:
+        print(f"[WARN] {cut} of the first {len(trained)} examples do not end with the end token: max_length cuts them.")
+
+
+def end_tokens(trainer: SFTTrainer) -> set[int]:
+    """Ids of the tokens at which the model stops: the tokenizer's, and those of its generation settings."""
+    stops = trainer.model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    return {token for token in [trainer.processing_class.eos_token_id, *stops] if token is not None}

@@ -1,0 +1,295 @@
+"""A run that is killed, stopped, moved or starved of disk goes on as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_job
+from safetensors.torch import load_file
+
+from helpers.checkpoints import MANIFEST, latest_whole, whole
+from helpers.runs import Run, RunMismatch
+from helpers.training import train
+
+ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"The sum is {2 * n}."} for n in range(40)]
+SETTINGS = {"max_steps": 24, "evaluations": 12, "lora_dropout": 0.1, "effective_batch_size": 4, "micro_batch_size": 2}
+KILLS = 10
+
+
+def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
+    """The target of a child process: the whole job, in which every step takes a little longer, and checkpoints stay to be compared."""
+    from transformers import TrainerCallback
+
+    import helpers.training as training
+
+    class Slow(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            time.sleep(slow)
+
+    class Chart(Slow):
+        def __init__(self, *args):
+            pass
+
+    training.LiveChart = Chart
+    training.shutil.rmtree = lambda *args, **kwargs: (
+        None if str(args[0]).endswith("checkpoints") else shutil_rmtree(*args, **kwargs)
+    )
+    torch.set_num_threads(1)
+    training.train(**make_job(tiny_model, ROWS, **SETTINGS), root=root)
+
+
+shutil_rmtree = shutil.rmtree
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A server that has imported everything once and forks a child for each run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.training", "bitsandbytes", "conftest"])
+    return context
+
+
+def tensors_of(checkpoint: Path) -> dict:
+    """Everything in a checkpoint that decides how training goes on."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return {
+        "adapter": load_file(checkpoint / "adapter_model.safetensors"),
+        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
+        "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
+        "random numbers": torch.load(checkpoint / "rng_state.pth", weights_only=False),  # our own file, with numpy's state in it
+        "patience": state["stateful_callbacks"]["EarlyStopping"],
+        "best": (state["best_global_step"], state["best_metric"]),
+        "step": state["global_step"],
+    }
+
+
+def same(one, other) -> bool:
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool((one == other).all()) if hasattr(one, "all") else one == other
+
+
+def rows_of(run: Run) -> list[dict]:
+    """History without what depends on the clock."""
+    timed = ("seconds", "peak_bytes", "runtime", "per_second", "train_loss")
+    rows = [{key: value for key, value in event.items() if not any(word in key for word in timed)} for event in run.history]
+    return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
+    undisturbed = processes.Process(target=train_in_a_process, args=(tiny_model, tmp_path / "undisturbed"))
+    undisturbed.start()
+    undisturbed.join(240)
+    assert undisturbed.exitcode == 0
+
+    chance, kills, inside_a_write = random.Random(1), 0, 0
+    root, folder = tmp_path / "killed", tmp_path / "killed" / "tiny"
+    starts = 0
+    while True:
+        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, 0.15))
+        child.start()
+        starts += 1
+        if kills == KILLS:
+            break
+        if kills % 2:  # as soon as a checkpoint has begun to be written, and is not whole yet
+            already = {path.name for path in folder.glob("checkpoints/checkpoint-*")}
+            half = None
+            while child.is_alive() and half is None:
+                new = [path for path in folder.glob("checkpoints/checkpoint-*") if path.name not in already]
+                half = next((path for path in new if not (path / MANIFEST).exists()), None)
+            time.sleep(chance.uniform(0, 0.02))
+        else:
+            began = time.monotonic()
+            before = len(read_rows(folder))
+            while child.is_alive() and len(read_rows(folder)) <= before and time.monotonic() - began < 60:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.4))
+        if not child.is_alive():
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+        inside_a_write += any(not (path / MANIFEST).exists() for path in folder.glob("checkpoints/checkpoint-*"))
+    child.join(240)
+    assert child.exitcode == 0
+
+    one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
+    say(f"{kills} kills, {inside_a_write} of them inside a checkpoint write; {starts} starts; validation loss "
+        f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}")  # fmt: skip
+    assert kills == KILLS and inside_a_write >= 2
+    assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
+    last, last_other = latest_whole(one.folder), latest_whole(other.folder)
+    assert last.name == last_other.name == "checkpoint-24"
+    expected, found = tensors_of(last), tensors_of(last_other)
+    assert [name for name in expected if not same(expected[name], found[name])] == []
+    assert rows_of(one) == rows_of(other)  # each step once, with the very same numbers
+    assert one.evaluations[-1][1] == pytest.approx(other.evaluations[-1][1], abs=1e-3)
+
+
+def read_rows(folder: Path) -> list[str]:
+    file = folder / "history.jsonl"
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+# ----------------------------------------------------------------------------------------------- the stop button
+
+
+def press_at(monkeypatch, steps: dict[int, int]) -> None:
+    """Interrupt this process while it computes the given steps, as the notebook's stop button does."""
+    from helpers.trainer import SteadyTrainer
+
+    original = SteadyTrainer.training_step
+
+    def pressed(self, *args, **kwargs):
+        for _ in range(steps.pop(self.state.global_step + 1, 0)):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SteadyTrainer, "training_step", pressed)
+
+
+def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, monkeypatch, capsys):
+    press_at(monkeypatch, {4: 1})
+    run = train(**job, root=tmp_path)
+    assert not run.finished and run.evaluations[-1][0] == 4 and run.model is not None
+    assert (run.adapter / "adapter_model.safetensors").is_file() and run.best_step in (2, 4)
+    assert "Stopped after step 4" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    run = train(**job, root=tmp_path)
+    assert run.finished and run.folder == tmp_path / "tiny" and run.evaluations[-1][0] == 7
+    steps = [event["step"] for event in run.history if "loss" in event]
+    assert steps == sorted(set(steps))
+    assert "Continuing" in capsys.readouterr().out
+
+
+def test_stop_twice_stops_now_and_the_last_whole_checkpoint_stands(job, tmp_path, monkeypatch, capsys):
+    press_at(monkeypatch, {5: 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(**job, root=tmp_path)
+    assert "the checkpoint of step 4 stands" in capsys.readouterr().out
+    assert latest_whole(tmp_path / "tiny").name == "checkpoint-4"
+    assert train(**job, root=tmp_path).finished
+
+
+# ----------------------------------------------------------------------------------------------- another machine, other settings
+
+
+def interrupted(job, root, monkeypatch, step=5, **more) -> Run:
+    with monkeypatch.context() as patch:
+        press_at(patch, {step: 2})
+        with pytest.raises(KeyboardInterrupt):
+            train(**job, root=root, **more)
+    return Run.load(root / job["config"].name)
+
+
+def test_a_run_goes_on_on_another_machine_from_its_copy(job, tmp_path, monkeypatch, capsys):
+    undisturbed = train(**job, root=tmp_path / "undisturbed")
+    drive = tmp_path / "drive"
+    interrupted(job, tmp_path / "old machine", monkeypatch, copy_to=drive)
+    shutil.rmtree(tmp_path / "old machine")
+    run = train(**job, root=tmp_path / "new machine", copy_to=drive)
+    assert "Continuing" in capsys.readouterr().out
+    assert run.finished and run.evaluations == undisturbed.evaluations
+    assert Run.load(drive / "tiny").finished and (drive / "tiny" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (drive / "tiny" / "checkpoints").is_dir() or not whole(drive / "tiny")
+
+
+def test_a_drive_that_fails_does_not_stop_the_training(job, tmp_path, capsys):
+    (tmp_path / "drive").write_text("a file where a folder should be")
+    assert train(**job, root=tmp_path / "runs", copy_to=tmp_path / "drive").finished
+    assert capsys.readouterr().out.count("[WARN] the copy of this run") == 1
+
+
+def test_a_moved_run_finds_its_best_checkpoint(job, tmp_path, monkeypatch):
+    job["config"].learning_rate, job["config"].max_steps, job["config"].early_stopping_patience = 0.01, 12, 0
+    wrong = [{"role": "assistant", "content": "zzzz zzzz zzzz"}]  # what is learned makes validation worse, step by step
+    job["training"] = job["training"].map(lambda example: {"completion": wrong})
+    interrupted(job, tmp_path / "here", monkeypatch, step=11)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    best = load_file(tmp_path / "there" / "tiny" / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors")
+    run = train(**job, root=tmp_path / "there")
+    assert run.best_step == 3 and same(load_file(run.adapter / "adapter_model.safetensors"), best)
+
+
+def test_only_resume_of_another_training_is_refused(job, tmp_path, monkeypatch):
+    run = interrupted(job, tmp_path, monkeypatch)
+    job["config"].r = 8
+    with pytest.raises(RunMismatch, match="r: 4 there, 8 now"):
+        train(**job, root=tmp_path, resume=run.folder)
+    job["config"].r, job["config"].max_steps = 4, 9
+    longer = train(**job, root=tmp_path, resume=run.folder)
+    assert longer.folder == run.folder and longer.finished and longer.evaluations[-1][0] == 9
+
+
+def test_killed_between_the_last_checkpoint_and_the_end_only_the_end_is_done(job, tmp_path, monkeypatch):
+    import helpers.training as module
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(**job, root=tmp_path)
+    before = Run.load(tmp_path / "tiny")
+    best = load_file(tmp_path / "tiny" / "checkpoints" / f"checkpoint-{before.best_step}" / "adapter_model.safetensors")
+    monkeypatch.setattr(module.SteadyTrainer, "training_step", killed)
+    run = train(**job, root=tmp_path)
+    assert run.finished and run.evaluations == before.evaluations
+    assert same(load_file(run.adapter / "adapter_model.safetensors"), best)
+
+
+# ----------------------------------------------------------------------------------------------- early stopping, disk
+
+
+def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
+    from helpers.verdict import verdict
+
+    chance = random.Random(0)
+    rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=12))} for n in range(27)]
+    job = make_job(tiny_model, rows, r=32, lora_alpha=64, max_steps=-1, num_train_epochs=30, learning_rate=1e-2,
+                   evaluations=30, early_stopping_patience=3, quantization="none")  # fmt: skip
+    assert len(job["training"]) == 20
+    run = train(**job, root=tmp_path)
+    last = run.evaluations[-1][0]
+    say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 150; {verdict(run.history)}")
+    assert run.finished and run.best_step < last < 150
+    assert verdict(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(verdict(run.history))
+    from helpers.training import build_trainer
+
+    trainer = build_trainer(**job, output_dir=tmp_path)
+    trainer.model.load_adapter(str(run.adapter), "default")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(run.best_eval_loss, abs=1e-5)  # the kept adapter is the best step's
+
+
+def test_a_full_disk_is_named_and_the_last_good_checkpoint_stands(job, tmp_path, monkeypatch):
+    from helpers.callbacks import TrainingStopped
+
+    original = torch.save
+
+    def full(thing, file, *args, **kwargs):
+        if "checkpoint-4" in str(file) and str(file).endswith("optimizer.pt"):
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return original(thing, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingStopped, match=r"The disk is full.*delete_runs.*checkpoint of step 2"):
+        train(**job, root=tmp_path)
+    assert [path.name for path in (tmp_path / "tiny" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.undo()
+    assert train(**job, root=tmp_path).finished
