@@ -260,14 +260,14 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
     from helpers.verdict import verdict
 
     chance = random.Random(0)
-    rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=12))} for n in range(27)]
+    rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
     job = make_job(tiny_model, rows, r=32, lora_alpha=64, max_steps=-1, num_train_epochs=30, learning_rate=1e-2,
-                   evaluations=30, early_stopping_patience=3, quantization="none")  # fmt: skip
+                   effective_batch_size=10, evaluations=30, early_stopping_patience=5, quantization="none")  # fmt: skip
     assert len(job["training"]) == 20
     run = train(**job, root=tmp_path)
     last = run.evaluations[-1][0]
-    say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 150; {verdict(run.history)}")
-    assert run.finished and run.best_step < last < 150
+    say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 60; {verdict(run.history)}")
+    assert run.finished and run.best_step < last < 60
     assert verdict(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(verdict(run.history))
     from helpers.training import build_trainer
 
