@@ -1,17 +1,21 @@
 """Do the plans hold on a real CUDA card? Trains three steps of real-shape models with random weights, under the card's limit.
 
-    python -m benchmarks.gpu [--limits 8 12 14.56] [--models Llama-3.2-1B-Instruct ...] [--steps 3]
+    python -m benchmarks.gpu [--limits 8 12 14.56] [--models Llama-3.2-1B-Instruct ...] [--steps 3] [--fp16]
 
 For each limit (GiB) and model: plan for a card of that size, cap this process with `set_per_process_memory_fraction`, build the model
 with random weights in NF4 on the card (nothing is downloaded), and train on the plan with the same trainer, recipe and loss head
 as the notebooks. Prints predicted against measured memory; then tries the next faster candidate, which should not fit.
-Each case runs in a process of its own, so that one out-of-memory error cannot spoil the next measurement.
+Each case runs in a process of its own, so that one out-of-memory error cannot spoil the next measurement. With `--fp16` the card is
+planned as if it were a T4 (compute capability 7.5): fp16 with the gradient scaler, which any CUDA card can run:
+
+    python -m benchmarks.gpu --fp16 --steps 50 --limits 14.56 --models Llama-3.2-1B-Instruct
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,7 +23,7 @@ from dataclasses import replace
 
 from helpers.catalog import CATALOG
 from helpers.config import TrainConfig
-from helpers.hardware import GIB, Gpu, detect_gpu
+from helpers.hardware import GIB, KNOWN_GPUS, Gpu, detect_gpu
 from helpers.memory import CUDA_CONTEXT
 from helpers.planner import CHECKPOINTING, DoesNotFit, Plan, make_plan, step_of
 
@@ -33,9 +37,10 @@ MODELS = [
 CONFIG = TrainConfig(max_length=1024, effective_batch_size=8, num_train_epochs=1, evaluations=1, eval_examples=2)
 
 
-def limited(gpu: Gpu, gib: float) -> Gpu:
-    """`gpu` as if it had `gib` GiB in all."""
-    return replace(gpu, total_bytes=int(gib * GIB), free_bytes=int(gib * GIB))
+def limited(gpu: Gpu, gib: float, fp16: bool = False) -> Gpu:
+    """`gpu` as if it had `gib` GiB in all, and with `fp16` as if it had no bf16 either."""
+    capability = KNOWN_GPUS["T4"].capability if fp16 else gpu.capability
+    return replace(gpu, total_bytes=int(gib * GIB), free_bytes=int(gib * GIB), capability=capability)
 
 
 def next_faster(plan: Plan) -> Plan | None:
@@ -51,7 +56,7 @@ def next_faster(plan: Plan) -> Plan | None:
     return replace(plan, checkpointing=CHECKPOINTING[index - 1]) if index else None
 
 
-def train_here(name: str, gib: float, steps: int, faster: bool) -> dict[str, object]:
+def train_here(name: str, gib: float, steps: int, faster: bool, fp16: bool) -> dict[str, object]:
     """Plan and train in this process; what was predicted and what was measured, in MiB."""
     import torch
     from datasets import Dataset
@@ -63,7 +68,7 @@ def train_here(name: str, gib: float, steps: int, faster: bool) -> dict[str, obj
     from helpers.models import attach_lora
     from helpers.recipe import sft_config
 
-    gpu = limited(detect_gpu(), gib)
+    gpu = limited(detect_gpu(), gib, fp16)
     shape = CATALOG[name].shape
     plan = make_plan(CONFIG, gpu, CATALOG[name])
     if faster:
@@ -89,12 +94,9 @@ def train_here(name: str, gib: float, steps: int, faster: bool) -> dict[str, obj
     rows = Dataset.from_dict({"input_ids": [[7] * plan.seq_len] * (steps * CONFIG.effective_batch_size)})
     with tempfile.TemporaryDirectory() as folder:
         arguments = sft_config(replace(CONFIG, max_steps=steps), plan, folder, len(rows))
-        arguments.eval_strategy, arguments.save_strategy, arguments.load_best_model_at_end, arguments.eval_on_start = (
-            "no",
-            "no",
-            False,
-            False,
-        )
+        arguments.eval_strategy = arguments.save_strategy = "no"
+        arguments.load_best_model_at_end = arguments.eval_on_start = False
+        arguments.logging_steps = 1
         use_loss_head(plan)
         trainer = SFTTrainer(
             attach_lora(model, CONFIG), arguments, train_dataset=rows, processing_class=tokenizer_for(shape.vocab_size)
@@ -109,6 +111,8 @@ def train_here(name: str, gib: float, steps: int, faster: bool) -> dict[str, obj
         "predicted_allocated": predicted.allocated >> 20, "measured_allocated": torch.cuda.max_memory_allocated() >> 20,
         "predicted_reserved": predicted.reserved >> 20, "measured_reserved": torch.cuda.max_memory_reserved() >> 20,
         "seconds_per_step": round(out.metrics["train_runtime"] / steps, 2), "loss": round(out.metrics["train_loss"], 3),
+        "finite_losses": sum(math.isfinite(event["loss"]) for event in trainer.state.log_history if "loss" in event),
+        "dtype": plan.dtype, "gradient_scaler": trainer.accelerator.scaler is not None,
         "adapters": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
     }  # fmt: skip
 
@@ -155,11 +159,12 @@ def main() -> int:
     parser.add_argument("--limits", nargs="+", type=float, default=[8, 12, 14.56])
     parser.add_argument("--models", nargs="+", choices=list(CATALOG), default=MODELS)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--fp16", action="store_true", help="plan as for a T4: fp16 and the gradient scaler")
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "GIB", "FASTER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         name, gib, faster = arguments.one
-        print(json.dumps(train_here(name, float(gib), arguments.steps, faster == "faster")))
+        print(json.dumps(train_here(name, float(gib), arguments.steps, faster == "faster", arguments.fp16)))
         return 0
     if detect_gpu().kind != "cuda":
         print("no CUDA card here: nothing to measure")
@@ -169,6 +174,7 @@ def main() -> int:
         for name in arguments.models:
             for kind in ("plan", "faster"):
                 command = [sys.executable, "-m", "benchmarks.gpu", "--steps", str(arguments.steps), "--one", name, str(gib), kind]
+                command += ["--fp16"] * arguments.fp16
                 done = subprocess.run(command, capture_output=True, text=True)
                 last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]])[-1]
                 expected = done.returncode == 0 or kind == "faster" or DoesNotFit.__name__ in done.stderr
