@@ -4,9 +4,9 @@ What comes out is always the ecosystem's own object (`LoraConfig`, `SFTConfig`, 
 can walk away from this package at any time. Data flows one way:
 
     config ──┐
-    hardware ┼─► planner ─► recipe ─► training ─► runs ─► charts, evaluation ─► export
+    hardware ┼─► planner ─► recipe ─► training ─► runs ─► verdict, charts, comparison, evaluation ─► export
     catalog ─┘      ▲                    ▲
-             memory, dryrun       data, models, live
+             memory, dryrun    data, models, checkpoints, live
 """
 
 import os

@@ -128,10 +128,14 @@ def find_or_start(
             if copy is None:
                 return Run(folder, identity, settings)
             fetch(copy, folder)
-        run = Run.load(folder)
+        number += 1
+        try:
+            run = Run.load(folder)
+        except (ValueError, KeyError) as error:
+            print(f"[WARN] {folder}/run.json cannot be read ({error!r}), so that folder is left alone.")
+            continue
         if run.identity == identity and not (again and run.finished):
             return run
-        number += 1
 
 
 def _mirrored_run(mirrored: str | Path | None, name: str, identity: str) -> Path | None:

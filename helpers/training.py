@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,9 @@ def train(
     settings = config.to_dict() | {"model": plan.model, "data_sha256": _fingerprint(training, validation)}
     copies = Path(copy_to) if copy_to else second_place()
     run = continue_from(resume, settings) if resume else find_or_start(root, config.name, settings, again, copies)
+    if run.finished and not (run.adapter / "adapter_model.safetensors").is_file():
+        print(f"{run.folder} was finished, but its adapter is gone: it is trained again.")
+        run.finished = False
     if run.finished:
         print(f"{run.folder} already holds this very run, finished: its adapter is loaded. again=True trains anew.")
         run.model = load_adapter(run.adapter, model)
@@ -137,7 +142,7 @@ def train(
     run.save()
     checkpoints.drop_half_written(run.folder)
     checkpoint = checkpoints.latest_whole(run.folder)
-    try:
+    with _what_stands_is_said(run, trainer):
         with stop.listening():
             if checkpoint is None:
                 print(f"Training {steps} steps of {config.effective_batch_size} examples into {run.folder}")
@@ -147,34 +152,37 @@ def train(
             else:
                 print(f"Continuing {run.folder} from step {checkpoints.step_of(checkpoint)} of {steps}")
                 trainer.continue_from(checkpoint, run.history)
+        run.model = trainer.model
+        save_adapter(run, run.model, tokenizer)
+        if stop.pressed_at is not None:
+            best = f"the best step so far ({run.best_step}) is kept"
+            print(f"Stopped after step {stop.pressed_at}; {best}. Run this cell again to go on.")
+        else:
+            run.finished = True
+            shutil.rmtree(checkpoints.checkpoints_of(run.folder), ignore_errors=True)
+        run.save()
+    keeper.copy()
+    return run
+
+
+@contextmanager
+def _what_stands_is_said(run: Run, trainer: SteadyTrainer) -> Iterator[None]:
+    """Errors that end a training say what can be done, and from which checkpoint the run will go on."""
+    try:
+        yield
     except KeyboardInterrupt:
-        last = checkpoints.latest_whole(run.folder)
-        kept = f"the checkpoint of step {checkpoints.step_of(last)} stands" if last else "there was no checkpoint yet"
-        print(f"Stopped at once: {kept}. Run this cell again to go on from there.")
+        print(f"Stopped at once. {_what_stands(run)} Run this cell again to go on.")
         raise
     except (TrainingStopped, DoesNotFit) as error:
         raise type(error)(f"{error} {_what_stands(run)}") from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         if not _is_disk_full(error):
             raise
         checkpoints.drop_half_written(run.folder)
         raise TrainingStopped(
-            f"The disk is full: a checkpoint of step {trainer.state.global_step} could not be written to {run.folder}. "
+            f"The disk is full: what step {trainer.state.global_step} should have left could not be written to {run.folder}. "
             f"Delete old runs (helpers.runs.delete_runs) or other files, then run this cell again. {_what_stands(run)}"
         ) from error
-
-    run.model = trainer.model
-    save_adapter(run, run.model, tokenizer)
-    if stop.pressed_at is not None:
-        print(
-            f"Stopped after step {stop.pressed_at}; the best step so far ({run.best_step}) is kept. Run this cell again to go on."
-        )
-    else:
-        run.finished = True
-        shutil.rmtree(checkpoints.checkpoints_of(run.folder), ignore_errors=True)
-    run.save()
-    keeper.copy()
-    return run
 
 
 # ------------------------------------------------------------------------------------------- before and after the loop
@@ -219,9 +227,12 @@ def _what_stands(run: Run) -> str:
     )
 
 
+# What Python, safetensors, tokenizers, PyTorch's writer and a quota say when nothing more can be written (seen on a full disk).
+DISK_FULL = ("No space left on device", "os error 28", "inline_container", "file write failed", "Disk quota exceeded")
+
+
 def _is_disk_full(error: Exception) -> bool:
-    text = str(error)
-    return getattr(error, "errno", None) in (28, 122) or "No space left" in text or "file write failed" in text
+    return any(words in str(error) for words in DISK_FULL)
 
 
 def _fingerprint(*parts: Dataset) -> str:

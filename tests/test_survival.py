@@ -180,7 +180,7 @@ def test_stop_twice_stops_now_and_the_last_whole_checkpoint_stands(job, tmp_path
     press_at(monkeypatch, {5: 2})
     with pytest.raises(KeyboardInterrupt):
         train(**job, root=tmp_path)
-    assert "the checkpoint of step 4 stands" in capsys.readouterr().out
+    assert "Stopped at once. The checkpoint of step 4" in capsys.readouterr().out
     assert latest_whole(tmp_path / "tiny").name == "checkpoint-4"
     assert train(**job, root=tmp_path).finished
 
@@ -253,6 +253,21 @@ def test_killed_between_the_last_checkpoint_and_the_end_only_the_end_is_done(job
     assert same(load_file(run.adapter / "adapter_model.safetensors"), best)
 
 
+def test_a_finished_run_whose_adapter_was_deleted_is_trained_again(job, tmp_path, capsys):
+    run = train(**job, root=tmp_path)
+    shutil.rmtree(run.adapter)
+    again = train(**job, root=tmp_path)
+    assert again.finished and (again.adapter / "adapter_model.safetensors").is_file() and again.folder == run.folder
+    assert "its adapter is gone" in capsys.readouterr().out
+
+
+def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "run.json").write_text('{"identity": ')
+    assert train(**job, root=tmp_path).folder == tmp_path / "tiny-2"
+    assert "is left alone" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------- early stopping, disk
 
 
@@ -276,7 +291,15 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(run.best_eval_loss, abs=1e-5)  # the kept adapter is the best step's
 
 
-def test_a_full_disk_is_named_and_the_last_good_checkpoint_stands(job, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 19776 vs 19664"),  # PyTorch, on a full disk
+        Exception("No space left on device (os error 28)"),  # tokenizers
+    ],
+)
+def test_a_full_disk_is_named_and_the_last_good_checkpoint_stands(job, tmp_path, monkeypatch, error):
     from helpers.callbacks import TrainingStopped
 
     original = torch.save
@@ -284,7 +307,7 @@ def test_a_full_disk_is_named_and_the_last_good_checkpoint_stands(job, tmp_path,
     def full(thing, file, *args, **kwargs):
         if "checkpoint-4" in str(file) and str(file).endswith("optimizer.pt"):
             Path(file).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+            raise error
         return original(thing, file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
