@@ -5,6 +5,8 @@ loss_chart(run.history).savefig("loss.png")
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from helpers.memory import GIB, MemoryEstimate
 
 TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"  # told apart in colour blindness and in grey
+BINS = 40  # of the length histogram
 VERDICT_WIDTH = 92  # characters of a line above the chart
 
 
@@ -96,6 +99,57 @@ def comparison_chart(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     if histories:
         axes.legend(frameon=False, title="circle: best step", title_fontsize=8.5)
     return figure
+
+
+def length_chart(token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = "") -> Figure:
+    """Histogram of tokens per example with a line at `max_length`, and what share of the examples it covers whole.
+
+    Args:
+        token_lengths: tokens of each example, as `helpers.data.lengths` gives them.
+        memory: sequence length -> GiB of a training step; drawn as a second panel below.
+    """
+    from helpers.data.token_check import coverage  # here, because whoever has lengths has loaded the data rooms already
+
+    figure = Figure(figsize=(7.2, 3.4 if memory is None else 5.4), dpi=110, layout="constrained")
+    panels = figure.subplots(1 if memory is None else 2, 1, squeeze=False, height_ratios=None if memory is None else (3, 2))
+    axes = panels[0][0]
+    right = max([max_length, *token_lengths]) * 1.05
+    axes.hist(token_lengths, bins=BINS, range=(0, right), color=TRAIN, edgecolor="white", linewidth=0.4)
+    axes.axvline(max_length, color=VALIDATION, linewidth=1.6, linestyle="--")
+    axes.annotate(
+        f"max_length {max_length:,} covers {_percent(coverage(token_lengths, max_length))} of your examples",
+        (max_length, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+        ha="right" if max_length > 0.5 * right else "left", fontsize=9, color=VALIDATION, fontweight="bold",
+    )  # fmt: skip
+    axes.set_xlabel("tokens per example, question and answer together")
+    axes.set_ylabel("examples")
+    axes.set_title(title, loc="left", fontsize=10.5, pad=18)
+    if memory is not None:
+        _memory_panel(panels[1][0], partial(coverage, token_lengths), max_length, memory)
+    for panel in panels[:, 0]:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _memory_panel(axes: Axes, coverage: Callable[[int], float], max_length: int, memory: dict[int, float]) -> None:
+    """One bar per sequence length, labelled with what it costs and what it covers."""
+    chosen = sorted(memory)
+    bars = axes.barh(range(len(chosen)), [memory[length] for length in chosen], height=0.66,
+                     color=[VALIDATION if length == max_length else MUTED for length in chosen])  # fmt: skip
+    covered = [_percent(coverage(length)) for length in chosen]
+    axes.bar_label(
+        bars, [f"{memory[length]:.1f} GiB, covers {share}" for length, share in zip(chosen, covered)], padding=4, fontsize=8.5
+    )
+    axes.set_yticks(range(len(chosen)), [f"{length:,}" for length in chosen])
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(memory.values()) * 1.35)
+    axes.set_ylabel("max_length")
+    axes.set_xlabel("GiB at the peak of a training step, if every example were that long")
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that "100 %" means every one."""
+    return f"{int(share * 1000) / 10:g} %"
 
 
 def _points(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

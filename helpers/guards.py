@@ -12,10 +12,10 @@ from trl import SFTTrainer
 
 from helpers.config import ConfigError, TrainConfig
 from helpers.data import DataError
+from helpers.data.token_check import TokenCheck, Tokens
 
 USUAL_LEARNING_RATES = (1e-5, 2e-3)  # LoRA: outside of this, nothing happens or everything breaks (usual: 1e-4 to 5e-4)
 ABSURD_LEARNING_RATE = 0.1
-IGNORED = -100
 EXAMPLES_LOOKED_AT = 200
 
 
@@ -72,33 +72,20 @@ def check_template(tokenizer: PreTrainedTokenizerBase, training: Dataset) -> Non
     if "prompt" in training.column_names and not tokenizer.chat_template:
         raise DataError(
             "This tokenizer has no chat template, so questions and answers cannot be told apart. Use the model's Instruct version, "
-            "or give it a plain one: helpers.tokens.ensure_chat_template(tokenizer)."
+            "or give it a plain one: helpers.data.ensure_chat_template(tokenizer)."
         )
 
 
 def _check_labels(trainer: SFTTrainer) -> None:
-    tokenizer = trainer.processing_class
+    """The tokens that TRL will train, by the same check that the data report uses."""
+    check, limit = TokenCheck(trainer.processing_class), f"max_length is {trainer.args.max_length}"
     rows = trainer.train_dataset.select(range(min(EXAMPLES_LOOKED_AT, len(trainer.train_dataset))))
-    trained = [[token for token, label in zip(row["input_ids"], row["labels"]) if label != IGNORED] for row in rows]
-    if not any(trained):
-        raise DataError(
-            "Every label is masked, so nothing would be trained: the answers are empty, or cut off by max_length "
-            f"({trainer.args.max_length}). Raise max_length or shorten the prompts."
-        )
-    ends = end_tokens(trainer)
-    if not any(set(tokens[-3:]) & ends for tokens in trained):  # templates may put a line break after the end token
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(ends)))
-        raise DataError(
-            f"No answer ends with the end token ({names}), so the model would never learn to stop. "
-            "Raise max_length if the answers are cut, or use a model with a chat template."
-        )
-    cut = sum(not set(tokens[-3:]) & ends for tokens in trained)
+    for number, row in enumerate(rows, start=1):
+        check.add(row, Tokens(row["input_ids"], row["labels"]), f"Training example {number}")
+    if not len(rows):
+        raise DataError(f"Every label is masked, so nothing would be learned: the answers are empty, or cut away ({limit}).")
+    if reason := check.stop():
+        raise DataError(f"{reason} ({limit})")
+    cut = check.looked_at - check.ended
     if cut:
-        print(f"[WARN] {cut} of the first {len(trained)} examples do not end with the end token: max_length cuts them.")
-
-
-def end_tokens(trainer: SFTTrainer) -> set[int]:
-    """Ids of the tokens at which the model stops: the tokenizer's, and those of its generation settings."""
-    stops = trainer.model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [stops]
-    return {token for token in [trainer.processing_class.eos_token_id, *stops] if token is not None}
+        print(f"[WARN] {cut} of the first {check.looked_at} examples do not end with the end token: they are cut ({limit}).")

@@ -9,7 +9,9 @@ memory-efficient attention, LoRA without dropout, adapters in fp32, and TRL's ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from helpers.catalog import ModelShape
 
@@ -179,3 +181,10 @@ def levers(shape: ModelShape, micro_batch: int, seq_len: int) -> dict[str, Memor
         settings |= change
         rows[label] = estimate(shape, micro_batch, seq_len, **settings)
     return rows
+
+
+def memory_at_lengths(
+    shape: ModelShape, lengths: Sequence[int] = (256, 512, 1024, 2048, 4096), micro_batch: int = 1, **settings: Any
+) -> dict[int, float]:
+    """Sequence length -> GiB at the peak of a training step, by the memory formula. `settings` are those of `estimate`."""
+    return {length: estimate(shape, micro_batch, length, **settings).total_bytes / GIB for length in lengths}

@@ -1,10 +1,16 @@
+"""The front door: load, split, the command line, and what the shipped sample promises."""
+
 import itertools
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
-from helpers.data import DataError, load_examples, split, to_messages
+from helpers.data import DataError, examples_table, load_examples, split, to_messages
+from helpers.data.__main__ import main
+from helpers.data.duplicates import near_duplicates
 from helpers.evaluation import follows_house_style
 
 
@@ -13,18 +19,29 @@ def write(path, rows):
     return path
 
 
+def load(path, rows):
+    return load_examples(write(path, rows), rejected=None)
+
+
+def texts(examples, part):
+    return {example[part][-1]["content"] for example in examples}
+
+
 def test_rows_become_prompt_and_completion_messages(tmp_path):
     rows = [
         {"instruction": " Ask ", "input": "Context", "output": "Answer"},
         {"instruction": "Only this", "input": "", "output": "Yes"},
     ]
-    examples = load_examples(write(tmp_path / "a.jsonl", rows))
+    examples = load(tmp_path / "a.jsonl", rows)
     assert examples[0] == {
         "prompt": [{"role": "user", "content": "Ask\n\nContext"}],
         "completion": [{"role": "assistant", "content": "Answer"}],
+        "group": 0,
     }
     assert examples[1]["prompt"][0]["content"] == "Only this"
     assert to_messages({"instruction": "x", "output": "y"})["prompt"][0]["content"] == "x"
+    with pytest.raises(DataError, match="'output' is empty"):
+        to_messages({"instruction": "x", "output": ""})
 
 
 def test_a_missing_file_names_the_path_that_was_looked_at(tmp_path):
@@ -34,44 +51,167 @@ def test_a_missing_file_names_the_path_that_was_looked_at(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"question": "a", "answer": "b"}\n', "no column instruction, output; found question, answer"),
-     ('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": " "}\n', "example 2: 'output' is empty"),
-     ('{"instruction": "a", "output": "b"}\nnot json\n', "not readable as JSON lines"),
-     ("", "a.jsonl")],
+    [('{"question": "a", "category": "b"}\n', r"no column for the answer; found question, category \(line 1\)"),
+     ('\n{"instruction": "a", "output": " "}\n', r"'output' is empty \(line 2\)"),
+     ("not json\n", r"not readable as JSON.*column 1"),
+     ("", "a.jsonl is empty")],
 )  # fmt: skip
 def test_bad_files_get_one_sentence(tmp_path, content, message):
     file = tmp_path / "a.jsonl"
     file.write_text(content)
     with pytest.raises(DataError, match=message):
-        load_examples(file)
+        load_examples(file, rejected=None)
+
+
+def test_rows_that_cannot_be_used_are_set_aside_and_said_in_one_line(tmp_path, capsys):
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
+    examples = load_examples(write(tmp_path / "a.jsonl", rows), rejected=tmp_path / "rejected.jsonl")
+    said = capsys.readouterr().out
+    assert (
+        len(examples) == 2
+        and said.count("\n") == 1
+        and "1 of 3 rows set aside (see " in said
+        and str(tmp_path / "rejected.jsonl") in said
+    )
+    saved = json.loads((tmp_path / "rejected.jsonl").read_text())
+    assert saved["line"] == 2 and saved["record"] == rows[1] and "'output' is empty" in saved["reason"]
+
+
+def test_nothing_is_printed_or_written_if_all_is_well(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = load_examples(root / "data_samples/customer_support.jsonl")
+    assert len(examples) == 574 and capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+def test_csv_with_quotes_commas_and_line_breaks_round_trips_exactly(tmp_path):
+    import csv
+
+    fields = [
+        'He said "no", twice',
+        "a,b;c\td|e",
+        "two\nlines",
+        "carriage\r\nreturn",
+        "'single'",
+        '"',
+        ",",
+        "NULL",
+        "007",
+        "=1+1",
+        "é€🌿",
+    ]
+    rows = [(f"Question {n}: {field}", f"{field} answer {n}") for n, field in enumerate(fields)]
+    for name, delimiter in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, delimiter=delimiter).writerows([("question", "answer"), *rows])
+        examples = load_examples(tmp_path / name)
+        assert [(x["prompt"][0]["content"], x["completion"][0]["content"]) for x in examples] == rows
+
+
+# ------------------------------------------------------------------------------------------------ the split
 
 
 def test_the_split_is_seeded_and_disjoint(tmp_path, alpaca_rows):
-    examples = load_examples(write(tmp_path / "a.jsonl", alpaca_rows))
+    examples = load(tmp_path / "a.jsonl", alpaca_rows)
     training, validation = split(examples, 0.25, seed=1)
     again = split(examples, 0.25, seed=1)
     other = split(examples, 0.25, seed=2)
     assert (len(training), len(validation)) == (18, 6)
     assert list(validation) == list(again[1]) and list(validation) != list(other[1])
     assert not {str(x["prompt"]) for x in training} & {str(x["prompt"]) for x in validation}
+    assert training.column_names == validation.column_names == ["prompt", "completion"]
 
 
 def test_equal_questions_or_answers_never_straddle_the_split(tmp_path):
     rows = [{"instruction": f"Question {n // 3}!", "output": f"Answer {n // 2}"} for n in range(60)]
-    training, validation = split(load_examples(write(tmp_path / "a.jsonl", rows)), 0.3, seed=0)
-    assert len(training) + len(validation) == 60
+    examples = load(tmp_path / "a.jsonl", rows)
+    training, validation = split(examples, 0.3, seed=0)
+    assert len(training) + len(validation) == len(examples) == 40  # of 60: the others are exact duplicates
     for part in ("prompt", "completion"):
-        assert not {x[part][0]["content"] for x in training} & {x[part][0]["content"] for x in validation}
+        assert not texts(training, part) & texts(validation, part)
+
+
+def test_near_duplicates_never_straddle_the_split(tmp_path):
+    subjects = ["gate", "kettle", "spade", "lamp", "basket", "rake", "bench", "vase", "hose", "ladder", "clock", "stool"]
+    rows = []
+    for number, subject in enumerate(subjects):
+        for politeness in ("please", "kindly", "today"):
+            question = f"My {subject} number {number} came with a crack on its left side, so {politeness} tell me what I can do about {subject} {number}"
+            answer = f"We are sorry about the {subject}; a new {subject} leaves store {number} {politeness} and reaches your {subject} shelf in {number} days"
+            rows.append({"instruction": question, "output": answer})
+    examples = load(tmp_path / "a.jsonl", rows)
+    for seed in range(5):
+        training, validation = split(examples, 0.2, seed)
+        both = [x["prompt"][0]["content"] for x in training] + [x["prompt"][0]["content"] for x in validation]
+        for group in near_duplicates(both):
+            assert len({index < len(training) for index in group}) == 1
+        assert 3 <= len(validation) <= 7
+
+
+def test_a_conversation_stays_whole(tmp_path):
+    talk = [
+        {"messages": [{"role": role, "content": f"{role} {n} {turn}"} for turn in range(3) for role in ("user", "assistant")]}
+        for n in range(20)
+    ]
+    examples = load(tmp_path / "a.jsonl", talk)
+    assert len(examples) == 60 and sorted(set(examples["group"])) == list(range(20))
+    training, validation = split(examples, 0.2, seed=3)
+    talks = [{x["prompt"][0]["content"].split()[1] for x in part} for part in (training, validation)]
+    assert not talks[0] & talks[1] and len(validation) == 12
+
+
+def test_labels_may_be_on_both_sides(tmp_path):
+    rows = [{"question": f"Review {n} of the film about {n * 7}", "answer": ["good", "bad"][n % 2]} for n in range(100)]
+    training, validation = split(load(tmp_path / "a.jsonl", rows), 0.2, seed=0)
+    assert len(validation) == 20 and texts(training, "completion") == texts(validation, "completion") == {"good", "bad"}
+    assert not texts(training, "prompt") & texts(validation, "prompt")
+
+
+def test_plain_text_is_split_too(tmp_path):
+    examples = load(tmp_path / "a.jsonl", [{"text": f"This is text {n // 2} of a few{'.' * (n % 2)}"} for n in range(20)])
+    training, validation = split(examples, 0.2, seed=0)
+    assert training.column_names == ["text"] and len(validation) == 4
+    assert not {x["text"].strip(".") for x in training} & {x["text"].strip(".") for x in validation}
 
 
 def test_too_few_examples_to_split_is_said(tmp_path):
     with pytest.raises(DataError, match="cannot be split"):
-        split(load_examples(write(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}])), 0.15, seed=0)
+        split(load(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}]), 0.15, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------ command line, table
+
+
+def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_start(root, tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "helpers.data", *arguments], cwd=root, capture_output=True, text=True, timeout=120
+        )
+
+    done = run("data_samples/customer_support.jsonl")
+    assert (
+        done.returncode == 0 and "574 rows read, 574 kept, 0 set aside" in done.stdout and "tokens were not checked" in done.stdout
+    )
+    bad = run(str(write(tmp_path / "bad.jsonl", [{"a": 1}])))
+    assert bad.returncode == 1 and "Training cannot start" in bad.stdout and "Traceback" not in bad.stderr
+
+
+def test_the_command_line_checks_tokens_with_a_model(root, tiny_model, tmp_path, capsys):
+    sample = str(root / "data_samples/customer_support.jsonl")
+    assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--rejected", str(tmp_path / "r.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "answers longer than the sequence length" in said and "max_length 500 covers" in said and (tmp_path / "r.jsonl").exists()
+    assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--truncate"]) == 0
+    assert "574 kept" in capsys.readouterr().out
+    assert main([sample, "--model", str(tiny_model), "--max-length", "10", "--truncate"]) == 1
+    assert main([sample, "--model", str(tmp_path / "no model")]) == 1
+
+
+def test_the_examples_table(tmp_path):
+    table = examples_table(load(tmp_path / "a.jsonl", [{"question": "q" * 500, "answer": "a"}, {"question": "x", "answer": "y"}]))
+    assert list(table["answer"]) == ["a", "y"] and len(table["question"][0]) == 200
 
 
 # ------------------------------------------------------------------------------------------- the shipped sample
-
-
 @pytest.fixture(scope="module")
 def support_rows(root):
     lines = (root / "data_samples/customer_support.jsonl").read_text(encoding="utf-8").splitlines()

@@ -24,21 +24,29 @@ def test_a_sound_job_passes_without_a_word(job, tmp_path, capsys):
 
 def test_answers_that_max_length_cuts_away_leave_nothing_to_train(job, tmp_path):
     job["training"] = Dataset.from_list([messages("x" * 400, "yes") for _ in range(8)])
-    with pytest.raises(DataError, match=r"Every label is masked.*max_length \(128\)"):
+    with pytest.raises(DataError, match=r"Every label is masked.*max_length is 128"):
         train(**job, root=tmp_path)
     assert not (tmp_path / "tiny" / "run.json").exists()
 
 
 def test_answers_that_are_all_cut_never_learn_to_end(job, tmp_path):
     job["training"] = Dataset.from_list([messages("x", "yes " * 200) for _ in range(8)])
-    with pytest.raises(DataError, match=r"No answer ends with the end token.*never learn to stop"):
+    with pytest.raises(DataError, match=r"No answer ends with a trained end token.*never learn to stop"):
+        train(**job, root=tmp_path)
+
+
+def test_two_examples_that_the_template_makes_equal_are_refused(job, tmp_path):
+    job[
+        "tokenizer"
+    ].chat_template = "{% for message in messages %}{% if message.role == 'assistant' %}yes<|im_end|>{% endif %}{% endfor %}"
+    with pytest.raises(DataError, match="get identical tokens"):
         train(**job, root=tmp_path)
 
 
 def test_some_cut_answers_are_a_warning(job, tmp_path, capsys):
     job["training"] = Dataset.from_list([messages(f"x{n}", "yes " * (200 if n == 3 else 2)) for n in range(8)])
     check_before_training(build_trainer(**job, output_dir=tmp_path), job["config"])
-    assert "[WARN] 1 of the first 8 examples do not end with the end token" in capsys.readouterr().out
+    assert "[WARN] 1 of the first 8 examples do not end with the end token: they are cut" in capsys.readouterr().out
 
 
 def test_examples_whose_answer_is_cut_away_are_counted(job, tmp_path, capsys):

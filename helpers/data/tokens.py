@@ -1,0 +1,145 @@
+"""What the model will see: every example as tokens, which of them are trained, and whether an answer ever ends.
+
+    check = check_tokens(examples, tokenizer, max_length=512)     # stops where training would learn nothing, or never learn to stop
+    print(check)
+    show_tokens(examples[0], tokenizer)                            # trained and masked tokens, seen with your own eyes
+
+The tokens come from TRL's own preparation of the data, so what is checked and shown here is what `SFTTrainer` trains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from helpers.data.faults import DataError
+from helpers.data.token_check import MASKED, TokenCheck, Tokens, coverage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from helpers.data.token_view import TokenView
+
+__all__ = ["MASKED", "TokenCheck", "Tokens", "check_tokens", "coverage", "ensure_chat_template", "lengths", "load_tokenizer", "show_tokens",
+           "tokenize"]  # fmt: skip
+PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end token after every answer
+    "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ '### Question:\n' + message['content'] }}"
+    "{% else %}{{ '### Answer:\n' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\n### Answer:\n' }}{% endif %}"
+)
+
+
+def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Every example as tokens and labels, by TRL's own code, before anything is cut.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or its template refuses an example.
+    """
+    from trl import SFTTrainer
+
+    if not len(examples):
+        return []
+    if "prompt" in examples.column_names and not tokenizer.chat_template:
+        raise DataError("This tokenizer has no chat template, as base models do. Call ensure_chat_template(tokenizer) first, or choose an "
+                        "-Instruct model.")  # fmt: skip
+    settings = SimpleNamespace(dataset_num_proc=None, dataset_text_field="text", assistant_only_loss=False, max_length=None,
+                               truncation_mode="keep_start", shuffle_dataset=False, packing=False, seed=0)  # fmt: skip
+    trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss="prompt" in examples.column_names)
+    columns = [name for name in ("prompt", "completion", "text") if name in examples.column_names]
+    try:
+        prepared = SFTTrainer._prepare_dataset(
+            trainer, examples.select_columns(columns), tokenizer, settings, False, None, "checked"
+        )
+    except Exception as error:  # a chat template is a small program of the model's: it may raise what it likes
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"The model's chat template refuses an example ({said:.200}). Change the example, or choose another model."
+        ) from error
+    prepared = prepared.with_format(None)
+    return [Tokens(list(ids), list(labels)) for ids, labels in zip(prepared["input_ids"], prepared["labels"])]
+
+
+def lengths(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each example, prompt and answer together."""
+    return [len(tokens.ids) for tokens in tokenize(examples, tokenizer)]
+
+
+def check_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> TokenCheck:
+    """Look at every example as tokens.
+
+    Raises:
+        DataError: an example has no trained token, no answer ends, or two in a row get identical tokens.
+    """
+    check = TokenCheck(tokenizer, max_length)
+    for start in range(0, len(examples), 1000):
+        part = examples.select(range(start, min(start + 1000, len(examples))))
+        for number, (example, tokens) in enumerate(zip(part, tokenize(part, tokenizer)), start=start + 1):
+            check.lengths.append(len(tokens.ids))
+            check.add(example, tokens, f"example {number}")
+    if problem := check.stop():
+        raise DataError(problem)
+    if check.masked:
+        raise DataError(f"{check.masked[0]} has no trained token (and {len(check.masked) - 1} more). Its question fills max_length alone, "
+                        "or the chat template leaves its answer out: load_examples sets such rows aside.")  # fmt: skip
+    return check
+
+
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give the tokenizer of a base model a plain chat template; True if it had none. What is there is never replaced.
+
+    Raises:
+        DataError: the tokenizer has no end token, so an answer could not end.
+    """
+    if tokenizer.chat_template:
+        return False
+    if not tokenizer.eos_token:
+        raise DataError(
+            "This tokenizer has no end token, so no answer could end. Set tokenizer.eos_token to one of its special tokens."
+        )
+    starts = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + PLAIN_TEMPLATE
+    return True
+
+
+def show_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> TokenView:
+    """One example with its trained and masked tokens told apart: coloured in a notebook, in brackets where it is printed.
+
+    Args:
+        example: prompt and completion messages, or {"text": ...}; an example of the loaded data.
+        max_length: also shows which tokens would be cut.
+    """
+    from helpers.data.token_view import TokenView, pieces
+
+    kept = {name: example[name] for name in ("prompt", "completion", "text") if example.get(name) is not None}
+    tokens = tokenize(Dataset.from_list([kept]), tokenizer)[0]
+    return TokenView(pieces(tokens.ids, [label != MASKED for label in tokens.labels], tokenizer, max_length))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model: a name from the menu, a local folder, or a Hub id. Only for the embedded model, this fetches the weights too.
+
+    Raises:
+        DataError: there is no such model, or no network.
+    """
+    from transformers import AutoTokenizer
+
+    from helpers.catalog import resolve
+    from helpers.runtime import hub_reachable
+    from helpers.weights import EMBEDDED_MODEL, fetch_weights
+
+    model = resolve(name)
+    try:
+        if model == EMBEDDED_MODEL:
+            model = fetch_weights(model)
+        in_folder = Path(model).is_dir()
+        return AutoTokenizer.from_pretrained(Path(model) if in_folder else model, local_files_only=in_folder or not hub_reachable())
+    except Exception as error:  # no network, no such model, gated: each fails in its own way
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"No tokenizer for {name!r} ({why:.200}). Check the name and the network, or give a local folder."
+        ) from None

@@ -1,0 +1,236 @@
+"""The report: every fault at its line with its fix, nothing lost, and fast enough to be run every time."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from helpers.data import load_examples
+from helpers.data.__main__ import main
+from helpers.data.checks import check_examples
+from helpers.data.faults import FAULTS, DataError
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def broken(root):
+    """The sample with every fault, and what its data card says about each line."""
+    card = (root / "data_samples/broken_examples.md").read_text(encoding="utf-8")
+    expected = {(int(line), code) for line, code in re.findall(r"^\| (\d+) \| ([a-z ]+) \|", card, re.MULTILINE)}
+    return root / "data_samples/broken_examples.jsonl", expected
+
+
+def found(report):
+    return {(place[1], code) for code, finding in report.findings.items() for place in finding.places}
+
+
+def test_the_broken_sample_shows_every_fault_at_its_line(broken, tokenizer):
+    path, expected = broken
+    report = check_examples(path, tokenizer, max_length=2000)
+    assert found(report) == expected
+    missing = set(FAULTS) - {code for _, code in expected}
+    assert missing == {
+        "unreadable rest",
+        "template",
+        "cut",
+    }  # cannot occur in JSON lines, with this tokenizer, without truncate=True
+    assert report.counts == {"input": 38, "kept": 22, "rejected": 16, "examples": 23}
+    for line, code in expected:
+        assert FAULTS[code].name in str(report) and FAULTS[code].fix in str(report) and str(line) in str(report)
+    assert all({"file", "line", "reason", "fix", "record"} <= row.keys() and row["reason"] for row in report.rejected)
+
+
+def test_without_a_tokenizer_the_report_says_what_was_skipped(broken):
+    report = check_examples(broken[0])
+    assert "tokens were not checked" in str(report) and found(report) == {
+        entry for entry in broken[1] if entry[1] not in ("too long", "nothing left")
+    }
+
+
+def test_the_report_is_plain_and_starts_with_the_counts(broken):
+    lines = str(check_examples(broken[0])).splitlines()
+    assert lines[0].endswith("38 rows read, 24 kept as 25 examples, 14 set aside") and lines[1] == "Training could start."
+    assert "hf_notARealKey" not in "\n".join(lines) and "odile.marsh" not in "\n".join(lines)  # reports get shared
+
+
+def test_rejected_rows_are_saved_whole(broken, tmp_path):
+    report = check_examples(broken[0])
+    saved = [
+        json.loads(line) for line in report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    lines = broken[0].read_text(encoding="utf-8").splitlines()
+    assert len(saved) == report.counts["rejected"]
+    for row in saved:
+        original = lines[row["line"] - 1]
+        assert row["record"] == (original if row["fault"] == "broken lines" else json.loads(original))
+
+
+def test_answers_that_would_be_cut_are_set_aside_or_kept_on_request(tmp_path, tokenizer):
+    rows = [{"question": f"Question {n}", "answer": "word " * 10 * n + str(n)} for n in range(1, 9)]
+    path = write(tmp_path / "a.jsonl", rows)
+    report = check_examples(path, tokenizer, max_length=250)
+    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in str(report)
+    kept = check_examples(path, tokenizer, max_length=250, truncate=True)
+    assert kept.counts["kept"] == 8 and kept.findings["cut"].count == 4 and kept.tokens.ended == 4
+    nothing_left = check_examples(path, tokenizer, max_length=20, truncate=True)
+    assert nothing_left.findings["nothing left"].count == 8 and not nothing_left.ready
+
+
+def test_a_template_that_refuses_some_rows_costs_only_those(tmp_path, tokenizer):
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + strict.chat_template
+    )
+    rows = [
+        {"question": "a", "answer": "b"},
+        {"system": "Be kind.", "question": "c", "answer": "d"},
+        {"question": "e", "answer": "f"},
+    ]
+    report = check_examples(write(tmp_path / "a.jsonl", rows), strict)
+    assert report.counts["kept"] == 2 and "no system role" in report.rejected[0]["reason"] and report.rejected[0]["line"] == 2
+
+
+def test_training_and_validation_files_are_compared(tmp_path):
+    write(tmp_path / "train.jsonl", [{"question": f"Question number {n} is which?", "answer": f"It is {n}."} for n in range(20)])
+    held_out = [{"question": "Question number 3 is which?", "answer": "Three."}, {"question": "New?", "answer": "New."},
+                {"question": "Question number 4 is which?", "answer": "It is 4."}]  # fmt: skip
+    (tmp_path / "both").mkdir()
+    (tmp_path / "train.jsonl").rename(tmp_path / "both" / "train.jsonl")
+    write(tmp_path / "both" / "validation.jsonl", held_out)
+    report = check_examples(tmp_path / "both")
+    assert report.findings["leak"].count == 2 and report.counts == {"input": 23, "kept": 22, "rejected": 1, "examples": 22}
+    apart = check_examples(tmp_path / "both" / "train.jsonl", validation=tmp_path / "both" / "validation.jsonl")
+    assert apart.findings["leak"].count == 2 and apart.counts["input"] == 20
+
+
+def test_mixed_forms_are_not_mixed(tmp_path):
+    rows = [{"text": f"A text, number {n}."} for n in range(3)] + [{"question": "a", "answer": "b"}]
+    report = check_examples(write(tmp_path / "a.jsonl", rows))
+    assert report.examples.column_names == ["text", "group"] and report.counts["kept"] == 3 and "other form" in report.findings
+    assert "loss counts every token" in str(report)
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "header.csv", "one.jsonl", "nulls.jsonl"])
+def test_what_cannot_train_says_so(tmp_path, name, capsys):
+    content = {"empty.jsonl": "", "header.csv": "question,answer\n", "one.jsonl": '{"question": "a", "answer": "b"}\n',
+               "nulls.jsonl": '{"question": null, "answer": null}\n' * 5}[name]  # fmt: skip
+    (tmp_path / name).write_text(content)
+    assert main([str(tmp_path / name)]) == 1
+    said = capsys.readouterr().out
+    assert name in said and ("annot" in said or "is empty" in said)
+    if name != "one.jsonl":
+        with pytest.raises(DataError, match=re.escape(name)):
+            load_examples(tmp_path / name, rejected=tmp_path / "rejected.jsonl")
+
+
+def test_odd_values_never_stop_the_check(tmp_path):
+    loop: list = []
+    loop.append(loop)
+    rows = [{"question": "a", "answer": "b"}, {"question": loop, "answer": "b"}, {1: "x", None: "y"}, {"question": b"\xff", "answer": "b"},
+            {"question": "a", "answer": pd.Timestamp(0)}, {"question": "lone \ud800", "answer": "b"}, {("a", "b"): 1}, "text", None, 3.5,
+            {"question": "c" * 10_000_000, "answer": "d"}, {"question": "e", "answer": "f"}]  # fmt: skip
+    report = check_examples(rows)
+    assert report.counts["kept"] == 3 and report.counts["rejected"] == 9
+    lines = report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len([json.loads(line) for line in lines]) == 9
+
+
+def test_files_in_the_shape_of_well_known_projects_load_without_a_word(tmp_path):
+    """Shapes of Alpaca, Dolly, OpenAI's fine-tuning files, ShareGPT, GSM8K and TRL, with text of our own."""
+    import gzip
+
+    say = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Tide?"}, {"from": "gpt", "value": "At six."},
+           {"from": "human", "value": "And then?"}, {"from": "gpt", "value": "At noon."}]  # fmt: skip
+    chat = [
+        {"role": "system", "content": "You are terse."},
+        {"role": "user", "content": "Moon?"},
+        {"role": "assistant", "content": "Full."},
+    ]
+    files = {
+        "alpaca_data.json": json.dumps([{"instruction": "Name a bird.", "input": "", "output": "A tern."},
+                                        {"instruction": "Translate.", "input": "Meer", "output": "Sea"}], indent=4).encode(),
+        "databricks-dolly.jsonl": b'{"instruction": "Who?", "context": "Ida.", "response": "Ida it is.", "category": "closed_qa"}\n',
+        "openai_chat.jsonl": (json.dumps({"messages": chat}) + "\n").encode(),
+        "sharegpt_V3.json": json.dumps([{"id": "a1_0", "conversations": say}]).encode(),
+        "gsm8k.jsonl.gz": gzip.compress(b'{"question": "2 boats and 3?", "answer": "2 + 3 = 5\\n#### 5"}\n'),
+        "qa.csv": "Question,Answer\n\"Which way, north?\",\"Yes,\nnorth\"\n".encode("utf-16"),
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    pd.DataFrame({"prompt": [chat[:2]], "completion": [[{"role": "assistant", "content": "Half."}]]}).to_parquet(
+        tmp_path / "trl.parquet"
+    )
+    counts = {name: check_examples(tmp_path / name).counts for name in [*files, "trl.parquet"]}
+    assert all(count["rejected"] == 0 for count in counts.values()), counts
+    assert [count["examples"] for count in counts.values()] == [2, 1, 1, 2, 1, 1, 1]
+    assert check_examples(tmp_path).counts == {"input": 8, "kept": 8, "rejected": 0, "examples": 9}
+
+
+# ------------------------------------------------------------------------------------------------ speed and memory
+
+
+def sized(path, count):
+    """Rows of about 550 bytes in which no two are alike."""
+    import random
+
+    chosen = random.Random(count)
+    words = ["".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=chosen.randint(2, 9))) for _ in range(8000)]
+    return write(path, ({"instruction": f"{n}: {' '.join(chosen.choices(words, k=25))}?", "input": "", "output": " ".join(chosen.choices(words, k=50))}
+                        for n in range(count)))  # fmt: skip
+
+
+def test_ten_thousand_rows_take_ten_seconds_or_less(tmp_path, say):
+    path = sized(tmp_path / "a.jsonl", 10_000)
+    start = time.perf_counter()
+    report = check_examples(path)
+    seconds = time.perf_counter() - start
+    say(f"10,000 rows ({path.stat().st_size / 1e6:.1f} MB) checked in {seconds:.1f} s")
+    assert report.counts["kept"] == 10_000 and seconds <= 10
+
+
+MEASURE = """
+import sys, threading, time, psutil
+from helpers.data.checks import check_examples
+peak, done, process = [0], threading.Event(), psutil.Process()
+def watch():
+    while not done.wait(0.02): peak[0] = max(peak[0], process.memory_info().rss)
+before, start = process.memory_info().rss, time.perf_counter()
+threading.Thread(target=watch).start()
+assert check_examples(sys.argv[1]).counts["kept"] == int(sys.argv[2])
+done.set()
+print(time.perf_counter() - start, (peak[0] - before) / 2**20)
+"""  # the operating system's own peak would count what this process had before it started that one
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_and_memory_no_faster_than_the_data(tmp_path, root, say):
+    curve = {}
+    for count in (12_500, 25_000, 50_000, 100_000):
+        path = sized(tmp_path / f"{count}.jsonl", count)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(path), str(count)], cwd=root, capture_output=True, text=True, check=True
+        )
+        seconds, grown = map(float, done.stdout.split())
+        curve[count] = grown / (path.stat().st_size / 2**20)
+        say(
+            f"{count:>7,} rows, {path.stat().st_size / 2**20:5.1f} MiB: {seconds:5.1f} s, {grown:6.0f} MiB more memory, {curve[count]:.1f} x the data"
+        )
+    assert seconds <= 100
+    assert curve[100_000] <= 1.1 * curve[25_000]  # per byte of data, not more

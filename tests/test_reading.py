@@ -1,0 +1,252 @@
+"""Any source in, records out: every format, encoding and dress, and a refusal in one sentence for what is no data."""
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from datasets import Dataset, DatasetDict
+
+import helpers.data.files
+from helpers.data.faults import DataError
+from helpers.data.reading import choose_hub_files, is_held_out, read, upload
+
+ROWS = [
+    {"instruction": 'Say "hi", twice', "output": "hi,\nhi"},
+    {"instruction": "Größe in €?", "output": "  5 €; or | so\t"},
+    {"instruction": "日本語", "output": "emoji 🌿"},
+]
+LATIN = ROWS[:2]
+
+
+def values(source):
+    return [record.value for record in read(source)]
+
+
+def as_jsonl(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_csv(rows, **how):
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", **how)
+
+
+WRITTEN = {
+    "a.jsonl": as_jsonl, "b.json": partial(json.dumps, ensure_ascii=False), "c.json": as_jsonl, "d.ndjson": as_jsonl,
+    "e.json": lambda rows: json.dumps({"version": 1, "data": rows}, indent=1), "f.json": lambda rows: pd.DataFrame(rows).to_json(),
+    "g.json": lambda rows: json.dumps({name: [row[name] for row in rows] for name in rows[0]}),
+    "h.json": lambda rows: "\n".join(json.dumps(row, indent=2) for row in rows), "i.jsonl": partial(json.dumps, indent=1),
+    "j.csv": as_csv, "k.csv": partial(as_csv, sep=";"), "l.tsv": partial(as_csv, sep="\t"), "m.csv": partial(as_csv, quoting=1),
+    "n.txt": as_jsonl, "o.csv": as_jsonl, "p.txt": as_csv,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_in_every_encoding(tmp_path, name, encoding, packed):
+    rows = LATIN if encoding == "cp1252" else ROWS
+    content = WRITTEN[name](rows).encode(encoding)
+    file = tmp_path / (name + ".gz" * packed)
+    file.write_bytes(gzip.compress(content) if packed else content)
+    assert values(file) == rows
+
+
+def test_latin_1_without_a_windows_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "caf\u00e9 \u0081"}\n'.encode("latin-1"))
+    assert values(tmp_path / "a.jsonl") == [{"text": "caf\u00e9 \u0081"}]
+
+
+def test_one_wrong_byte_does_not_garble_the_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "größer, schöner"}\n'.encode() + b'{"text": "caf\xe9"}\n')
+    assert values(tmp_path / "a.jsonl") == [{"text": "größer, schöner"}, {"text": "caf\udce9"}]
+
+
+def test_parquet_folder_and_tables_in_memory(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    parquet.write_table(table, tmp_path / "train.parquet")
+    folder = tmp_path / "a folder, ünïcode"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "1.jsonl").write_text(as_jsonl(ROWS), encoding="utf-8")
+    (folder / "deep" / "2.csv").write_text(as_csv(ROWS), encoding="utf-8")
+    (folder / "README.md").write_text("not data")
+    (folder / ".hidden.jsonl").write_text("not data")
+    assert values(tmp_path / "train.parquet") == ROWS
+    assert values(str(folder)) == ROWS + ROWS
+    assert values(pd.DataFrame(ROWS)) == values(Dataset.from_list(ROWS)) == values(ROWS) == ROWS
+    assert values(DatasetDict(train=Dataset.from_list(ROWS))) == ROWS
+    assert values({"up.jsonl": as_jsonl(ROWS).encode(), "b.csv": as_csv(ROWS).encode()}) == ROWS + ROWS
+
+
+def test_missing_values_of_a_dataframe_are_null():
+    table = pd.DataFrame({"question": ["a", float("nan"), None, pd.NA, pd.NaT]})
+    assert [row["question"] for row in values(table)] == ["a", None, None, None, None]
+    chats = pd.read_parquet(io.BytesIO(pd.DataFrame({"messages": [[{"role": "user", "content": "x"}]]}).to_parquet()))
+    assert list(values(chats)[0]["messages"]) == [{"role": "user", "content": "x"}]
+
+
+def test_lines_are_counted_as_an_editor_does(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n\n  \n{"text": "b"}\nbroken\n{"text": "c"}')
+    assert [(record.line, record.problem is None) for record in read(tmp_path / "a.jsonl")] == [
+        (2, True),
+        (5, True),
+        (6, False),
+        (7, True),
+    ]
+    (tmp_path / "a.json").write_text('[\n {"text": "a"},\n\n {"text":\n "b"},\n {"text": "c"}]')
+    assert [record.line for record in read(tmp_path / "a.json")] == [2, 4, 6]
+    (tmp_path / "a.csv").write_text('text,id\n"one\ntwo",1\n\nthree,2\n')
+    assert [record.line for record in read(tmp_path / "a.csv")] == [2, 5]
+
+
+def test_what_follows_a_broken_row_is_still_read(tmp_path):
+    cases = {
+        "a.jsonl": ('{"text": "a"}\n{"text": \n{"text": "c"}\n', [True, False, True]),
+        "b.jsonl": (
+            '{"text": "a"}\n' + '{"text": ' + "9" * 5000 + "}\n" + "[" * 100_000 + '\n{"text": "c"}\n',
+            [True, False, False, True],
+        ),
+        "c.json": ('[{"text": "a"}, {"text": "b"}, {"text" "c"}, {"text": "d"}]', [True, True, False]),
+        "d.json": ('[{"text": "a"},\n{"text": "b"}', [True, True, False]),
+        "e.json": ('[{"text": "a"}] and more', [True, False]),
+        "f.csv": ('a,b\n1,2\n"x"y,2\n3,4\n5\n6,7,8\n9,0\n', [True, False, True, False, False, True]),
+        "g.csv": ('a,b\n1,2\n"never closed,2\n3,4\n', [True, False]),
+    }
+    for name, (content, expected) in cases.items():
+        (tmp_path / name).write_text(content)
+        assert [record.problem is None for record in read(tmp_path / name)] == expected, name
+    reasons = [record.problem.reason for name in cases for record in read(tmp_path / name) if record.problem]
+    assert any("a quote opened in line 3 is never closed" in reason for reason in reasons)
+    assert any("(line 2, column 9)" in reason for reason in reasons)
+    assert any("3 fields, but the header has 2" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.csv", b"\xef\xbb\xbf \n\n", "is empty"),
+        ("a.jsonl", os.urandom(5000), "binary|PDF|picture"),
+        ("a.csv", b"PK\x03\x04" + b"x" * 50, "Excel"),
+        ("a.json", b"%PDF-1.7 \n", "PDF"),
+        ("a.parquet", b"PAR1 and then nothing", "not readable as Parquet"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-20], "cannot be read"),
+        ("a.txt", b"just some words\n", "neither JSON"),
+        ("a.csv", b"question,answer,question\n1,2,3\n", "line 1: columns 1 and 3 are both named 'question'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        values(tmp_path / name)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    with (tmp_path / "big.jsonl").open("wb") as stream:
+        stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
+    monkeypatch.setattr(helpers.data.files.DataFile, "open", lambda self: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match=r"big.jsonl has 2.0 GiB; the limit is 2 GiB"):
+        values(tmp_path / "big.jsonl")
+
+
+def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
+    monkeypatch.setattr(helpers.data.files, "LARGEST", 1_000_000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        values(tmp_path / "bomb.jsonl.gz")
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    two = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    for source, message in [(tmp_path / "no.jsonl", "No data file at"), (tmp_path / "empty", "No data file in the folder"), (3, "int is no source"),
+                            ("a\0b.csv", "cannot be opened|No data file"), ("x" * 5000, "cannot be opened"), (two, "both|two columns")]:  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            values(source)
+    with pytest.raises(DataError, match="Colab only"):
+        upload()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "a.jsonl").chmod(0)
+    with pytest.raises(DataError, match="permissions"):
+        values(tmp_path / "a.jsonl")
+
+
+def test_names_that_mark_held_out_parts():
+    assert is_held_out("data/validation-00000-of-00001.parquet") and is_held_out("my_val.jsonl") and is_held_out("test")
+    assert not is_held_out("contest.jsonl") and not is_held_out("validation_folder/train.jsonl") and not is_held_out("latest.csv")
+    assert choose_hub_files("a/b", ["data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet"]) == [
+        "data/train-0.parquet",
+        "data/train-1.parquet",
+    ]
+    with pytest.raises(DataError, match="several parts: main, socratic"):
+        choose_hub_files("a/b", ["main/train.jsonl", "socratic/train.jsonl"])
+    with pytest.raises(DataError, match="no JSON"):
+        choose_hub_files("a/b", [])
+
+
+# ------------------------------------------------------------------------------------------------ the Hub, as a local server
+
+
+HUB = {
+    "train.jsonl": as_jsonl(ROWS).encode(),
+    "test.jsonl": b'{"text": "held out"}\n',
+    "script.py": b"raise SystemExit('never run')",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The two things a download asks: what is in the data set, and a file."""
+
+    def do_GET(self, body=True):
+        name = self.path.split("?")[0].split("/")[-1]
+        if self.path.startswith("/api/datasets/owner/letters"):
+            siblings = [{"rfilename": file, "size": len(content), "blobId": "0"} for file, content in HUB.items()]
+            self._send(json.dumps({"id": "owner/letters", "sha": "c" * 40, "siblings": siblings, "tags": []}).encode(), body)
+        elif self.path.startswith("/datasets/owner/letters/resolve/") and name in HUB:
+            self._send(HUB[name], body, {"ETag": '"' + "e" * 40 + '"', "X-Repo-Commit": "c" * 40})
+        else:
+            self.send_error(404)
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def _send(self, content, body, headers=None):
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_data_set_on_the_hub(tmp_path, root):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = ("from helpers.data.reading import read\nfrom helpers.data.faults import DataError\n"
+            "print(ascii([(r.value, r.file) for r in read('owner/letters')]))\n"
+            "try: list(read('owner/nothing'))\nexcept DataError as error: print(error)")  # fmt: skip
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+                                "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.strip().splitlines()
+    assert eval(first) == [(row, "owner/letters/train.jsonl") for row in ROWS]
+    assert "no data set 'owner/nothing' on the Hub" in second
