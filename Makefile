@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart test test-fast lint lab clean
+.PHONY: help install quickstart test test-fast lint lab stamp clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -31,6 +31,9 @@ test-fast: lint
 
 lab: install
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+stamp: install
+	$(BIN)/python -m tools.stamp $(if $(REPO),--repo $(REPO)) $(if $(TAG),--tag $(TAG))
 
 clean:
 	rm -rf $(VENV) runs

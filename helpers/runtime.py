@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -28,3 +29,30 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 def second_place() -> Path | None:
     """A folder for copies of runs that outlives the session: on Google Drive if it is mounted (mounting it is the opt-in)."""
     return DRIVE / "finetune-kit" / "runs" if DRIVE.is_dir() else None
+
+
+def where() -> str:
+    """ "colab", "kaggle" or "local"."""
+    if "google.colab" in sys.modules:
+        return "colab"
+    return "kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "local"
+
+
+def find_token() -> bool:
+    """Is there a Hub token? Looks in the environment, the Hub's own file, Colab's secrets and Kaggle's; never shows or stores it.
+
+    Kaggle's secret is put into this process's environment, where `huggingface_hub` looks; it finds all others by itself.
+    """
+    if where() == "kaggle" and not os.environ.get("HF_TOKEN"):
+        try:
+            from kaggle_secrets import UserSecretsClient
+
+            os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
+        except Exception:  # no such secret, no network, or not attached to this notebook: all mean "no token"
+            pass
+    try:
+        from huggingface_hub import get_token
+
+        return bool(get_token())
+    except Exception:  # Colab's secret store may refuse, time out, or know no such name
+        return False

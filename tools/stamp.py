@@ -1,0 +1,94 @@
+"""Write the repository's address where a reader meets it: badges, the notebooks' first cell, the README.
+
+    make stamp REPO=owner/name TAG=v1          # or: python -m tools.stamp --repo owner/name --tag v1
+    python -m tools.stamp --check              # exit status 1 if anything differs from pyproject.toml
+
+pyproject.toml is the one place for the address; everything here is made from it. The tag is what the notebooks clone, so that a
+workshop does not change under its audience.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parent.parent
+BADGES = re.compile(r"^\[!\[Open in Colab\].*$", re.MULTILINE)
+README_PART = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
+BOOTSTRAP = """import os, subprocess, sys
+from pathlib import Path
+REPO, TAG = "https://github.com/{repo}", "{tag}"
+HERE, NAME = Path.cwd(), REPO.rpartition("/")[2]
+ROOT = next((f for f in [HERE, *HERE.parents, HERE / NAME] if (f / "helpers").is_dir()), HERE / NAME)
+if not ROOT.is_dir():
+    subprocess.run(["git", "clone", "-q", "--depth=1", f"--branch={{TAG}}", REPO, str(ROOT)], check=True)
+os.chdir(ROOT); sys.path.insert(0, str(ROOT))
+from helpers.bootstrap import install_what_is_missing
+install_what_is_missing()"""
+
+
+def address() -> tuple[str, str]:
+    """(owner/name, tag) as pyproject.toml has them."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'Repository = "https://github\.com/([^"]+)"', text)[1], re.search(r'^tag = "([^"]+)"', text, re.MULTILINE)[1]
+
+
+def notebooks() -> list[Path]:
+    return sorted((ROOT / "notebooks").rglob("[0-9][0-9]_*.ipynb"))
+
+
+def badges(path: str, repo: str, tag: str) -> str:
+    """Two badges that open one notebook, by its path in the repository."""
+    page = f"github.com/{repo}/blob/{tag}/{path}"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/{page.replace('.com', '', 1)}) "
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://{page})"
+    )
+
+
+def stamped(repo: str, tag: str) -> dict[Path, str]:
+    """File -> its text as it should be."""
+    texts = {}
+    for path in notebooks():
+        notebook = nbformat.read(path, as_version=4)
+        relative = path.relative_to(ROOT).as_posix()
+        title = notebook.cells[0]
+        body = BADGES.sub("", title.source).split("\n", 1)
+        title.source = f"{body[0]}\n\n{badges(relative, repo, tag)}\n\n{body[1].strip()}"
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source = BOOTSTRAP.format(repo=repo, tag=tag)
+        texts[path] = nbformat.writes(notebook) + "\n"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = "".join(f"{path.stem}: {badges(path.relative_to(ROOT).as_posix(), repo, tag)}\n\n" for path in notebooks())
+    texts[ROOT / "README.md"] = README_PART.sub(lambda match: match[1] + "\n" + links + match[2], readme)
+    return texts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repo", help="owner/name on GitHub")
+    parser.add_argument("--tag", help="the tag that notebooks clone")
+    parser.add_argument("--check", action="store_true", help="change nothing; say what differs")
+    chosen = parser.parse_args(arguments)
+    repo, tag = address()
+    if not chosen.check and (chosen.repo or chosen.tag):
+        repo, tag = chosen.repo or repo, chosen.tag or tag
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or not re.fullmatch(r"[\w./-]+", tag):
+            parser.error("REPO must be owner/name, and TAG a tag's name")
+        project = ROOT / "pyproject.toml"
+        text = re.sub(r'(Repository = "https://github\.com/)[^"]+', rf"\g<1>{repo}", project.read_text(encoding="utf-8"))
+        project.write_text(re.sub(r'^tag = "[^"]+"', f'tag = "{tag}"', text, flags=re.MULTILINE), encoding="utf-8")
+    differing = [path for path, text in stamped(repo, tag).items() if path.read_text(encoding="utf-8") != text]
+    for path in differing:
+        print(f"{path.relative_to(ROOT)}: {'differs from pyproject.toml, run make stamp' if chosen.check else 'stamped'}")
+        if not chosen.check:
+            path.write_text(stamped(repo, tag)[path], encoding="utf-8")
+    return 1 if chosen.check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
