@@ -24,6 +24,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from helpers import checkpoints
 from helpers.runs import Run
 
+SPILL_SLOWDOWN = 3  # a step this many times slower than planned
 SKIPPED_STEPS_IN_A_ROW = 10  # fp16's loss scale halves at each: ten divide it by a thousand
 
 
@@ -145,6 +146,39 @@ class LossGuard(TrainerCallback):
     ) -> None:
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise TrainingStopped(f"The validation loss at step {state.global_step} is not a number. {self.likely_cause}")
+
+
+class SpillWarning(TrainerCallback):
+    """On Windows, the driver moves what does not fit the card into system RAM, and training gets many times slower without an error.
+
+    Args:
+        free_bytes: what the card had free before training.
+        planned_seconds: per step, by the plan.
+    """
+
+    def __init__(self, free_bytes: int, planned_seconds: float | None, windows: bool = sys.platform == "win32") -> None:
+        self.free_bytes = free_bytes
+        self.planned_seconds = planned_seconds
+        self.watching = windows
+        self.step_began = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.step_began = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        seconds = time.monotonic() - self.step_began
+        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        slow = self.planned_seconds is not None and state.global_step > 2 and seconds > SPILL_SLOWDOWN * self.planned_seconds
+        if self.watching and (allocated > self.free_bytes or slow):
+            self.watching = False
+            why = (
+                f"a step took {seconds:.0f} s, planned were {self.planned_seconds:.0f}"
+                if slow
+                else "more is allocated than was free"
+            )
+            print(
+                f"[WARN] The card's memory seems to spill into system RAM ({why}). Close what uses the card, or lower max_length."
+            )
 
 
 class StopButton(TrainerCallback):

@@ -184,9 +184,10 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
     if trained:
         best_step, best_loss = min(trained, key=lambda point: point[1])
         axes.scatter([best_step], [best_loss], s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
+        nearest = min(train, key=lambda point: abs(point[0] - best_step), default=(0, 0.0))
         axes.annotate(
-            f"best: {best_loss:.2f} at step {best_step}", (best_step, best_loss), xytext=(0, 16), textcoords="offset points",
-            ha="right", color=BEST, fontweight="bold",
+            f"best: {best_loss:.2f} at step {best_step}", (best_step, best_loss), xytext=(0, 16 if nearest[1] <= best_loss else -24),
+            textcoords="offset points", ha="right", color=BEST, fontweight="bold",
         )  # fmt: skip
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")

@@ -23,7 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from helpers import checkpoints
-from helpers.callbacks import CheckpointKeeper, EarlyStopping, HistoryWriter, LossGuard, Rhythm, StopButton, TrainingStopped
+from helpers.callbacks import (
+    CheckpointKeeper,
+    EarlyStopping,
+    HistoryWriter,
+    LossGuard,
+    Rhythm,
+    SpillWarning,
+    StopButton,
+    TrainingStopped,
+)
 from helpers.config import TrainConfig
 from helpers.export import load_adapter, save_adapter
 from helpers.guards import check_before_training, check_template
@@ -136,7 +145,8 @@ def train(
     keeper = CheckpointKeeper(run, copies / run.folder.name if copies else None)
     stop = StopButton()
     live = LiveChart(run, plan.seconds_per_step, plan.peak_bytes)
-    for callback in (stop, HistoryWriter(run), live, LossGuard(likely_cause), keeper):
+    spill = SpillWarning(plan.gpu.free_bytes, plan.seconds_per_step)
+    for callback in (stop, HistoryWriter(run), live, LossGuard(likely_cause), spill, keeper):
         trainer.add_callback(callback)
 
     run.save()
