@@ -43,6 +43,7 @@ def run(code: str) -> int:
         return -1
 
 
+@pytest.mark.slow
 def test_every_function_passes_its_assertions_and_an_empty_one_does_not(root, say):
     pairs = rows(root, "python_functions.jsonl")
     assert all(row["test"].count("assert") >= 3 for row in pairs)

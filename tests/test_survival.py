@@ -18,6 +18,8 @@ from helpers.checkpoints import MANIFEST, latest_whole, whole
 from helpers.runs import Run, RunMismatch
 from helpers.training import train
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"The sum is {2 * n}."} for n in range(40)]
 SETTINGS = {"max_steps": 24, "evaluations": 12, "lora_dropout": 0.1, "effective_batch_size": 4, "micro_batch_size": 2}
 KILLS = 10
@@ -87,7 +89,6 @@ def rows_of(run: Run) -> list[dict]:
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
 
 
-@pytest.mark.slow
 def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
     undisturbed = processes.Process(target=train_in_a_process, args=(tiny_model, tmp_path / "undisturbed"))
     undisturbed.start()

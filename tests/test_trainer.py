@@ -90,6 +90,7 @@ def test_gradients_are_the_same_before_and_after_evaluating_and_generating(uneve
 # ----------------------------------------------------------------------------------------------- accumulation
 
 
+@pytest.mark.slow
 def test_accumulation_is_exact_with_uneven_lengths(tiny_model, tmp_path, say):
     curves = []
     for size in (8, 4, 2, 1):
@@ -146,6 +147,7 @@ def undisturbed(tiny_model, tmp_path):
     return losses_of(train(**job, root=tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, owner, name, call",
     [
