@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart test test-fast lint lab stamp clean
+.PHONY: help install quickstart test test-fast lint lab stamp test-colab clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make test        the quickstart, then every test"
+	@echo "make test-colab  the tests of training on the versions that free Colab ships"
 	@echo "make test-fast   the tests that need no trained model (under 3 minutes)"
 
 install: $(VENV)/installed
@@ -29,6 +30,12 @@ test: lint quickstart
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"
 
+# Made anew each time, because the check looks at what the first cell changes in it.
+test-colab:
+	rm -rf .venv-colab && $(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet --no-deps -r tests/colab/pins.txt
+	.venv-colab/bin/python -m tests.colab.check
+
 lab: install
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
@@ -36,4 +43,4 @@ stamp: install
 	$(BIN)/python -m tools.stamp $(if $(REPO),--repo $(REPO)) $(if $(TAG),--tag $(TAG))
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-colab runs
