@@ -130,7 +130,10 @@ class LiveChart(TrainerCallback):
         title, sentence = self._title(state), str(verdict(self.run.history, state.max_steps))
         buffer = io.BytesIO()
         training_chart(self.run.history, state.max_steps, title, sentence, self.planned_bytes).savefig(buffer, format="png")
-        picture = Image(buffer.getvalue(), format="png", embed=True, alt=f"Training and validation loss, {title}: {sentence}")
+        words = f"Training and validation loss, {title}: {sentence}"
+        picture = Image(
+            buffer.getvalue(), format="png", embed=True, metadata={"alt": words}
+        )  # alt= is unknown to Colab's IPython 7
         if self.handle is None:
             self.handle = display(picture, display_id=True)
         else:

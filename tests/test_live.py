@@ -41,6 +41,7 @@ def test_in_a_notebook_one_display_is_updated_in_place(run, monkeypatch):
     class Handle:
         def update(self, picture):
             calls.append(("update", picture.data[:4]))
+            assert "Training and validation loss" in str(picture._repr_mimebundle_())
 
     def display(picture, display_id=False):
         calls.append(("display", picture.data[:4]))
