@@ -218,7 +218,8 @@ class _Check:
             self.notes.append("tokens were not checked: name the model (tokenizer=..., or --model on the command line)")
         else:
             self.notes += str(self.tokens).splitlines()
-        self.notes.append(advice(len(examples)))
+        if len(examples):
+            self.notes.append(advice(len(examples)))
         return Report(
             source, examples, self.rejected, {"input": self.read, "kept": self.kept, "rejected": len(self.rejected), "examples": len(examples)},
             self.findings, self.notes, self.tokens, self._stop(),
