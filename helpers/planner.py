@@ -102,7 +102,7 @@ def make_plan(
             f"{gpu.name} reports {gpu.free_bytes} bytes of free memory: close what uses the card, or plan for another one."
         )
     name = model.id if isinstance(model, BaseModel) else model or resolve(config.model)
-    shape = find_shape(name)
+    shape = model.shape if isinstance(model, BaseModel) else find_shape(name)
     dtype, dtype_reason = compute_dtype(gpu, shape)
     head, head_reason = loss_head(gpu)
     base = Plan(
@@ -122,7 +122,7 @@ def make_plan(
             if found is not None:
                 found = _plan_evaluation_and_generation(config, found, shape, exact)
                 return replace(found, reasons=[*found.reasons, *_explain(config, found, base, shape)])
-    raise DoesNotFit(what_would_fit(config, base))
+    raise DoesNotFit(what_would_fit(config, base, shape))
 
 
 def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
@@ -301,9 +301,9 @@ def _explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> 
     return lines
 
 
-def what_would_fit(config: TrainConfig, base: Plan) -> str:
+def what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape | None = None) -> str:
     """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would."""
-    shape = find_shape(base.model)
+    shape = shape or find_shape(base.model)
     if shape is None:
         return f"{base.model} does not fit {base.gpu.name} even with micro-batch 1. Use a smaller model, max_length or r."
 

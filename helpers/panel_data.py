@@ -1,0 +1,195 @@
+"""The panel's data section: pick a sample or upload a file, read what the check says, see how long the examples are."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from helpers.panel_controls import Menu, explain
+
+if TYPE_CHECKING:
+    from helpers.data.report import Report
+
+SAMPLES, UPLOADS = Path("data_samples"), Path("runs/uploads")
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+CHARACTERS_PER_TOKEN = 4  # of English with a usual tokenizer; good to a fifth, until the model's own has counted
+FORMAT_TOKENS = 12  # what a chat template adds around one question and one answer
+MOST_CHECKED_AT_ONCE = 20 * 2**20  # bytes; larger files are checked when the button is pressed
+
+
+class DataView(widgets.VBox):
+    """Control of `config.data`, upload, report and histogram. `changed()` is called when examples or their lengths are new."""
+
+    def __init__(self, control: Menu, choose: Callable[[str], str], changed: Callable[[], None]) -> None:
+        self.control, self.choose, self.changed = control, choose, changed
+        self.lengths: list[int] = []
+        self.counted = False  # by the model's tokenizer, not by characters
+        self.checked = ""  # the source that report and lengths speak of
+        self.upload = widgets.FileUpload(
+            accept=",".join(KINDS), multiple=False, description="Upload a file", layout={"width": "auto"}
+        )
+        self.count = widgets.Button(description="Check with the model's tokenizer", layout={"width": "auto"})
+        explain(
+            self.upload,
+            "A JSON, JSON lines, CSV, TSV or Parquet file up to about 10 MB; copy larger ones here and write their path.",
+        )
+        explain(self.count, "Counts real tokens instead of characters; takes some seconds, and may download the tokenizer.")
+        self.report = widgets.HTML(layout={"width": "auto"})
+        self.picture = widgets.Image(format="png", layout={"display": "none", "width": "100%", "max_width": "620px"})
+        self.upload.observe(self._uploaded, "value")
+        super().__init__(
+            [
+                widgets.Box([control.box]),  # a row, in which the control has its own width and height
+                widgets.Box([self.upload, self.count], layout={"flex_flow": "row wrap"}),
+                self.report,
+                self.picture,
+            ]
+        )
+        self.offer()
+
+    @property
+    def examples(self) -> int | None:
+        """How many there are; None before the check."""
+        return len(self.lengths) or None
+
+    def training_examples(self, validation_share: float) -> int | None:
+        """How many are left to train on after the split, about."""
+        return round(len(self.lengths) * (1 - validation_share)) or None
+
+    def offer(self) -> None:
+        """Fill the menu with the samples and what was uploaded."""
+        files = [file for folder in (SAMPLES, UPLOADS) if folder.is_dir() for file in sorted(folder.iterdir())]
+        self.control.offer([(file.name, file.as_posix()) for file in files if file.suffix in KINDS])
+
+    # ------------------------------------------------------------------------------------------------ uploads
+
+    def _uploaded(self, change: dict[str, Any]) -> None:
+        for name, content in uploads(change["new"]):
+            report, text = _checked({name: content})
+            if report is None or not report.counts["kept"]:
+                self._tell(text, "Not taken: the config still names the file that it had.")
+                continue
+            path = keep(name, content).as_posix()
+            self.offer()
+            self._take(path, report, text)
+            self.choose(path)
+        if isinstance(change["new"], tuple) and change["new"]:
+            self.upload.value = ()  # so that the same file, once mended, can be uploaded again
+
+    # ------------------------------------------------------------------------------------------------ the check
+
+    def look(self, source: str) -> None:
+        """Check a source if it is another than before: small files at once, others when the button is pressed."""
+        if source == self.checked:
+            return
+        if _takes_long(source):
+            self._take(source, None, "Not checked yet: it is large, a folder, or on the Hub. The button above checks it.")
+        else:
+            self._take(source, *_checked(source))
+
+    def count_tokens(self, source: str, model: str, max_length: int) -> None:
+        """The check with the tokenizer of `model`: tokens are counted, not guessed from characters."""
+        self._tell("Reading the tokenizer and counting …")
+        self.count.disabled = True
+        try:
+            self._take(source, *_checked(source, model, max_length))
+        finally:
+            self.count.disabled = False
+
+    def _take(self, source: str, report: Report | None, text: str) -> None:
+        """Show what was found out about the config's data, and remember the lengths."""
+        self.checked, self.counted = source, report is not None and report.tokens is not None
+        if report is None:
+            self.lengths = []
+        elif self.counted:
+            self.lengths = report.tokens.lengths
+        else:
+            self.lengths = [_characters(row) // CHARACTERS_PER_TOKEN for row in report.examples]
+        self._tell(text)
+        self.changed()
+
+    def _tell(self, text: str, problem: str = "") -> None:
+        warning = f'<div class="ftk-reason" role="alert">{escape(problem)}</div>' if problem else ""
+        self.report.value = f'{warning}<div class="ftk-report" tabindex="0" role="log">{escape(text)}</div>'
+
+    # ------------------------------------------------------------------------------------------------ lengths
+
+    def coverage(self, max_length: int) -> str:
+        """What share of the examples a sequence length holds whole, in words."""
+        if not self.lengths:
+            return ""
+        share = sum(length <= max_length for length in self.lengths) / len(self.lengths)
+        return f"covers {'' if self.counted else '≈ '}{int(share * 100)} % of your examples"
+
+    def draw(self, max_length: int) -> None:
+        """The histogram, with the line at `max_length`."""
+        if not self.lengths:
+            self.picture.layout.display = "none"
+            return
+        from helpers.charts import length_chart
+
+        buffer = io.BytesIO()
+        title = "" if self.counted else f"≈ {CHARACTERS_PER_TOKEN} characters a token"
+        length_chart(self.lengths, max_length, title=title).savefig(buffer, format="png", dpi=100)
+        self.picture.value = buffer.getvalue()
+        self.picture.layout.display = None
+
+
+def _checked(source: Any, model: str = "", max_length: int | None = None) -> tuple[Report | None, str]:
+    """(the report, its text), or (None, why there is none). Never raises: an error in a callback is seen by nobody."""
+    try:
+        from helpers.data import check_examples
+        from helpers.data.tokens import load_tokenizer
+
+        report = check_examples(source, load_tokenizer(model) if model else None, max_length if model else None)
+    except ImportError as error:
+        return None, f"The check needs a package that is not installed here ({error}). pip install -r requirements.txt"
+    except Exception as error:  # DataError, and whatever else a broken file or tokenizer may bring up
+        return None, str(error) or type(error).__name__
+    return report, str(report)
+
+
+def _takes_long(source: str) -> bool:
+    """A folder, a large file, or a data set on the Hub."""
+    path = Path(source)
+    try:
+        on_hub = not path.exists() and not path.suffix and re.fullmatch(r"[\w.-]+/[\w./-]+", source) is not None
+        return on_hub or path.is_dir() or (path.is_file() and path.stat().st_size > MOST_CHECKED_AT_ONCE)
+    except (OSError, ValueError):  # a name that is too long, or has a NUL in it: the check will say so
+        return False
+
+
+def uploads(value: Any) -> list[tuple[str, bytes]]:
+    """(name, content) of what a FileUpload holds: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, dict):
+        return [(name, bytes(file["content"])) for name, file in value.items()]
+    return [(file["name"], bytes(file["content"])) for file in value]
+
+
+def keep(name: str, content: bytes) -> Path:
+    """Write an upload to `runs/uploads` under a harmless name; another file of that name is never replaced."""
+    UPLOADS.mkdir(parents=True, exist_ok=True)
+    harmless = re.sub(r"[^\w.-]+", "_", name.replace("\\", "/").split("/")[-1]).lstrip(".")[-80:] or "upload"
+    stem, dot, kind = harmless.partition(".")
+    number = 1
+    while True:
+        path = UPLOADS / (harmless if number == 1 else f"{stem}-{number}{dot}{kind}")
+        if not path.exists():
+            path.write_bytes(content)
+            return path
+        if path.read_bytes() == content:
+            return path
+        number += 1
+
+
+def _characters(example: dict[str, Any]) -> int:
+    if example.get("text") is not None:
+        return len(example["text"])
+    said = [*example["prompt"], *example["completion"]]
+    return sum(len(message["content"]) for message in said) + FORMAT_TOKENS * CHARACTERS_PER_TOKEN

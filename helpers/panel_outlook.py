@@ -1,0 +1,152 @@
+"""What a config would mean on a card: the plan, its memory, its time, and the share of parameters that learn. No widget, no torch.
+
+outlook = look_ahead(config, KNOWN_GPUS["T4"], examples=488)
+outlook.plan, outlook.problem
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from helpers.catalog import CATALOG, BaseModel, ModelShape, find_shape
+from helpers.config import ConfigError, TrainConfig
+from helpers.hardware import KNOWN_GPUS, Gpu, attention, loss_head, speed
+from helpers.memory import MemoryEstimate, estimate, work
+from helpers.menu import choose_model
+from helpers.panel_settings import problems
+from helpers.planner import DoesNotFit, Plan, make_plan
+from helpers.recipe import total_steps
+
+LARGEST_BATCH = 10_000  # the planner tries every divisor
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Everything that the panel's views show of a plan. Sizes in bytes."""
+
+    model: str
+    why_model: str
+    shape: ModelShape | None
+    gpu: Gpu
+    plan: Plan | None
+    """None where nothing fits or a setting cannot work; then `problem` says why."""
+    memory: MemoryEstimate | None
+    """By the formula; where nothing fits, of the smallest settings. None if the model is not modelled."""
+    problem: str = ""
+    steps: int | None = None
+    seconds: float | None = None
+    """Of the whole training, about; None where the card's speed or the number of examples is unknown."""
+    trainable: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        return self.plan is not None and self.plan.measured is not None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """By the dry run if there was one, else by the formula."""
+        if self.exact:
+            return self.plan.peak_bytes
+        return self.memory.total_bytes if self.memory else None
+
+
+def this_machine() -> tuple[Gpu, str]:
+    """(the device of this machine, or a T4 where PyTorch is missing; what to call it)."""
+    from helpers.hardware import detect_gpu
+
+    try:
+        gpu = detect_gpu()
+    except ImportError:
+        return KNOWN_GPUS["T4"], "T4 (PyTorch is not installed here, so this machine is not known)"
+    return gpu, f"this machine: {gpu}"
+
+
+@lru_cache(maxsize=1)
+def _hub() -> bool:
+    from helpers.runtime import hub_reachable
+
+    return hub_reachable()
+
+
+def reachable_hub(config: TrainConfig, gpu: Gpu) -> bool:
+    """Can the Hub be reached? Asked once, and only if "auto" needs to know; a card elsewhere is taken to have a network."""
+    needs_to_know = config.model == "auto" and gpu.kind == "cuda" and gpu not in KNOWN_GPUS.values()
+    return _hub() if needs_to_know else True
+
+
+@lru_cache(maxsize=64)
+def _row(name: str) -> BaseModel:
+    """The model as a row of the menu. A folder or Hub id is looked up once, not with every move of a slider."""
+    for row in CATALOG.values():
+        if name in (row.id, row.short_name):
+            return row
+    return BaseModel(name, find_shape(name))
+
+
+def look_ahead(config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: bool = True, exact: bool = False) -> Outlook:
+    """Plan `config` for `gpu`. Never raises for what a learner can set: the reason is in the answer.
+
+    Args:
+        examples: in the data file, before the split; decides how many steps an epoch has.
+        hub: can the Hugging Face Hub be reached? Decides what "auto" means.
+        exact: let the dry run decide (seconds) instead of the formula (instant).
+    """
+    name, why = choose_model(config, gpu, hub)
+    try:
+        row = _row(name)
+    except (ConfigError, ImportError, OSError) as error:
+        return Outlook(name, why, None, gpu, None, None, str(error))
+    if wrong := problems(config):
+        return Outlook(name, why, row.shape, gpu, None, None, " ".join(dict.fromkeys(wrong.values())))
+    steps = _steps(config, examples)
+    known = {
+        "model": name,
+        "why_model": why,
+        "shape": row.shape,
+        "gpu": gpu,
+        "steps": steps,
+        "trainable": _trainable(config, row.shape),
+    }
+    try:
+        if config.effective_batch_size > LARGEST_BATCH:
+            raise ConfigError(f"effective_batch_size={config.effective_batch_size} is too large to plan; 8 to 64 is usual.")
+        plan = make_plan(config, gpu, row, exact=exact)
+    except (ConfigError, DoesNotFit) as error:
+        return Outlook(**known, plan=None, memory=_smallest(config, gpu, row.shape), problem=str(error))
+    except (ValueError, TypeError) as error:  # a value that no check names, such as half an example
+        return Outlook(**known, plan=None, memory=None, problem=f"These settings cannot be planned: {error}.")
+    step_seconds = plan.seconds_per_step or _seconds_per_step(config, plan, row.shape)
+    return Outlook(**known, plan=plan, memory=plan.memory, seconds=steps * step_seconds if steps and step_seconds else None)
+
+
+def _steps(config: TrainConfig, examples: int | None) -> int | None:
+    if config.max_steps > 0:
+        return config.max_steps
+    return total_steps(config, round(examples * (1 - config.validation_share))) if examples else None
+
+
+def _seconds_per_step(config: TrainConfig, plan: Plan, shape: ModelShape | None) -> float | None:
+    rate = speed(plan.gpu)
+    if shape is None or not rate.source:
+        return None
+    return plan.accumulation * rate.seconds(*work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization))
+
+
+def _trainable(config: TrainConfig, shape: ModelShape | None) -> int | None:
+    try:
+        return shape.lora_parameters(config.r, config.target_modules) if shape else None
+    except ValueError:  # layers that this model does not have
+        return None
+
+
+def _smallest(config: TrainConfig, gpu: Gpu, shape: ModelShape | None) -> MemoryEstimate | None:
+    """The least that a step with these settings takes: one example at a time, checkpointing on."""
+    on_gpu = gpu.kind == "cuda"
+    try:
+        return shape and estimate(
+            shape, 1, config.max_length, r=config.r, target_modules=config.target_modules, quantization=config.quantization,
+            element_bytes=2 if on_gpu else 4, attention=attention(gpu, shape)[0], loss_head=loss_head(gpu)[0], on_gpu=on_gpu,
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError):
+        return None

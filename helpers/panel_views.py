@@ -1,0 +1,217 @@
+"""What the panel shows of an `Outlook`: HTML for a notebook, text where there is none. Pure functions, no widget.
+
+Colours come from JupyterLab's theme where it has one and are inherited elsewhere, so that all of it reads in light and in dark.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from helpers.catalog import CATALOG, ModelShape
+from helpers.charts import MUTED, PART_COLOURS
+from helpers.config import TrainConfig
+from helpers.hardware import GIB, speed
+from helpers.panel_outlook import Outlook
+
+LIGHTS = {"fits": ("#2e9e5b", "●", "fits"), "tight": ("#d99a1c", "◐", "tight"), "no": ("#d64545", "○", "no"),
+          "unknown": ("#7a7a7a", "?", "not modelled")}  # fmt: skip
+STYLE = """<style>
+.ftk-panel { max-width: 1100px; overflow: hidden; container-type: inline-size; }
+.ftk-panel, .ftk-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); }
+.ftk-panel .widget-html-content, .ftk-panel .jupyter-widgets { line-height: 1.4; }
+.ftk-panel .widget-html-content { white-space: normal; overflow-wrap: anywhere; }
+.ftk-panel .widget-html { height: auto; }
+.ftk-plan { font-size: 14px; font-weight: 600; margin: 2px 0 6px; }
+.ftk-small, .ftk-hint { font-size: 12px; color: var(--jp-ui-font-color2, inherit); }
+.ftk-hint, .ftk-reason { margin: 0 0 4px 8px; }
+.ftk-reason, .ftk-problem { color: var(--jp-error-color1, #d64545); font-size: 12.5px; font-weight: 600; }
+.ftk-problem { border-left: 4px solid currentColor; padding-left: 8px; margin: 2px 0 6px; }
+.ftk-track { position: relative; height: 30px; margin: 20px 0 6px; background: rgba(127,127,127,.16); border-radius: 4px; }
+.ftk-parts { display: flex; height: 100%; border-radius: 4px; overflow: hidden; }
+.ftk-parts > div { box-sizing: border-box; border-right: 1px solid rgba(255,255,255,.75); }
+.ftk-card { position: absolute; top: -4px; bottom: -4px; border-left: 2px dashed currentColor; }
+.ftk-card > span { position: absolute; bottom: 100%; right: 0; white-space: nowrap; font-size: 12px; }
+.ftk-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; }
+.ftk-legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px; vertical-align: -1px; }
+.ftk-report { white-space: pre-wrap; font-family: var(--jp-code-font-family, monospace); font-size: 12px; max-height: 340px;
+  overflow: auto; padding: 8px; background: rgba(127,127,127,.10); border-radius: 4px; margin: 4px 0; }
+.ftk-scroll { overflow-x: auto; }
+.ftk-scroll table { border-collapse: collapse; font-size: 12px; }
+.ftk-scroll th, .ftk-scroll td { padding: 3px 9px; border-bottom: 1px solid rgba(127,127,127,.35); text-align: right; white-space: nowrap; }
+.ftk-panel .widget-image { height: auto; border-radius: 4px; }
+.ftk-panel .ftk-sections, .ftk-panel .ftk-sections .widget-toggle-buttons { flex-wrap: wrap; height: auto; width: auto; }
+@container (max-width: 420px) {
+  .ftk-panel .ftk-control .widget-inline-hbox, .ftk-panel .ftk-control.widget-inline-hbox { flex-wrap: wrap; height: auto; }
+  .ftk-panel .ftk-control select { min-height: 28px; }
+  .ftk-panel .ftk-control .widget-label { width: 100% !important; text-align: left; }
+  .ftk-panel .ftk-control .widget-readout { width: auto; }
+}
+.ftk-panel :focus-visible { outline: 2px solid var(--jp-brand-color1, #2196f3); outline-offset: 1px; }
+</style>"""
+
+
+def plan_text(outlook: Outlook) -> str:
+    """The chosen plan in one line, in words that need no legend."""
+    plan = outlook.plan
+    if plan is None:
+        return outlook.problem
+    sign = "=" if outlook.exact else "≈"
+    kept = {"off": "off", "selective": "on, keeping attention's output", "on": "on"}[plan.checkpointing]
+    words = [f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation", f"checkpointing {kept}"]
+    if plan.offload:
+        words.append("activations wait in host memory")
+    if outlook.peak_bytes is None:
+        words.append("memory not predicted: this model is not modelled")
+    else:
+        words.append(f"{sign} {outlook.peak_bytes / GIB:.1f} of {plan.budget / GIB:.1f} GiB")
+    return ", ".join([*words, time_text(outlook)])
+
+
+def time_text(outlook: Outlook) -> str:
+    """How long the training will take, and how much that is worth."""
+    steps = f"{outlook.steps:,} steps" if outlook.steps else "an unknown number of steps"
+    if outlook.seconds is None:
+        return f"{steps}; the time is known once ten steps have run"
+    minutes = outlook.seconds / 60
+    length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
+    known = speed(outlook.gpu).source.startswith("fitted")
+    return f"{steps}, about {length}, " + ("by recorded T4 steps" if known else "not yet measured on this card")
+
+
+def shortened(outlook: Outlook, wanted: int) -> str:
+    """A warning if the plan had to cut examples."""
+    if outlook.plan is None or outlook.plan.seq_len >= wanted:
+        return ""
+    return f"at most {outlook.plan.seq_len} tokens per example: {wanted} do not fit this card; longer examples would be cut"
+
+
+def plan_line(outlook: Outlook, wanted_length: int) -> str:
+    """The plan line as HTML, or in plain words why there is none."""
+    if outlook.plan is None:
+        return problem(outlook.problem)
+    cut = shortened(outlook, wanted_length)
+    warning = problem(cut) if cut else ""
+    return f'<div class="ftk-plan" aria-live="polite">{escape(plan_text(outlook))}</div>{warning}'
+
+
+def memory_bar(outlook: Outlook) -> str:
+    """One stacked bar against the line of what the card can give: the parts of `helpers.charts.memory_chart`, redrawn in no time."""
+    card = outlook.plan.budget if outlook.plan else int(outlook.gpu.free_bytes * 0.97)
+    if outlook.memory is None:
+        why = "these settings cannot work" if outlook.shape else "the formula does not know this model"
+        return small(f"No memory bar: {why}.")
+    total, peak = outlook.memory.total_bytes, outlook.peak_bytes
+    scale = 100 / (max(card, peak) * 1.03)
+    pieces, legend = [], []
+    for name, size in sorted(outlook.memory.parts.items(), key=lambda part: _order(part[0])):
+        share, colour = size * peak / total, PART_COLOURS.get(name, MUTED)
+        label = escape(f"{name}: {share / GIB:.2f} GiB", quote=True)
+        pieces.append(f'<div style="width:{share * scale:.2f}%;background:{colour}" title="{label}"></div>')
+        legend.append(f'<span><i style="background:{colour}"></i>{label}</span>')
+    words = f"{peak / GIB:.1f} GiB of {card / GIB:.1f} GiB, at the peak, {outlook.memory.peak_moment}"
+    return (
+        f'<div class="ftk-track" role="img" aria-label="{escape(words, quote=True)}"><div class="ftk-parts">{"".join(pieces)}</div>'
+        f'<div class="ftk-card" style="left:{card * scale:.2f}%"><span>{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>'
+        f'<div class="ftk-legend">{"".join(legend)}</div>'
+    )
+
+
+def _order(name: str) -> int:
+    return list(PART_COLOURS).index(name) if name in PART_COLOURS else len(PART_COLOURS)
+
+
+def _card_name(outlook: Outlook) -> str:
+    return outlook.gpu.name.split(",")[0].removeprefix("NVIDIA GeForce ").removeprefix("NVIDIA ")
+
+
+def trainable_text(outlook: Outlook) -> str:
+    """How much of the model learns."""
+    if outlook.trainable is None or outlook.shape is None:
+        return "trainable parameters: not known for this model and these layers"
+    whole = outlook.shape.parameters()
+    return (
+        f"trainable: {outlook.trainable:,} parameters, {outlook.trainable / (whole + outlook.trainable):.2%} of {whole / 1e9:.2f}B"
+    )
+
+
+def model_line(outlook: Outlook, light: str) -> str:
+    """The chosen model with its traffic light, licence and gating."""
+    colour, _, word = LIGHTS[light]
+    row = next((row for row in CATALOG.values() if row.id == outlook.model), None)
+    rights = "not on the menu: read its card" if row is None else f"licence: {row.licence}"
+    gate = "; gated: accept its licence on the Hub first" if row is not None and row.gated else ""
+    return (
+        f'<div class="ftk-small"><span style="color:{colour};font-size:15px" aria-hidden="true">●</span> <b>{word}</b> on '
+        f"{escape(_card_name(outlook))}: {escape(outlook.model)} ({escape(outlook.why_model)}); {escape(rights + gate)}</div>"
+    )
+
+
+def menu_label(name: str, light: str) -> str:
+    """A line of the model menu: what fits, how big, under which licence."""
+    row = CATALOG[name]
+    _, sign, word = LIGHTS[light]
+    licence = "licence unverified" if row.licence == "unverified" else row.licence
+    return f"{sign} {word} · {name} · {row.shape.parameters() / 1e9:.1f}B · {licence}" + (" · gated" if row.gated else "")
+
+
+def problem(text: str) -> str:
+    return f'<div class="ftk-problem" role="alert">{escape(text)}</div>'
+
+
+def small(text: str) -> str:
+    return f'<div class="ftk-small">{escape(text)}</div>'
+
+
+def reasons(outlook: Outlook) -> str:
+    """Every choice of the planner with its reason."""
+    lines = outlook.plan.reasons if outlook.plan else []
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (
+        f'<div class="ftk-small">What the planner chose, and why:<ul style="margin:2px 0;padding-left:18px">{items}</ul></div>'
+        if items
+        else ""
+    )
+
+
+def hints(config: TrainConfig, outlook: Outlook) -> dict[str, str]:
+    """Field -> what its present value means."""
+    found = {}
+    if isinstance(config.max_steps, int) and config.max_steps > 0:
+        found["num_train_epochs"] = "not used: the number of steps decides"
+    elif outlook.steps:
+        found["num_train_epochs"] = f"{outlook.steps:,} optimizer steps"
+    if outlook.plan:
+        found["effective_batch_size"] = f"micro-batch {outlook.plan.micro_batch} x {outlook.plan.accumulation} accumulation"
+    if isinstance(config.r, int) and config.r > 0 and isinstance(config.lora_alpha, (int, float)):
+        found["lora_alpha"] = f"alpha / r = {config.lora_alpha / config.r:g}; 1 to 2 is usual"
+    return found
+
+
+def layer_choices(shape: ModelShape | None) -> list[tuple[str, str]]:
+    """(label, names with commas) of the usual choices of layers, by the names that this model gives them."""
+    choices = {"all linear layers": "all-linear"}
+    if shape is not None:
+        names = list(shape.linear_layers())
+        attention = [name for name in names if name in ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")]
+        choices["attention"] = ", ".join(attention)
+        choices["MLP"] = ", ".join(name for name in names if name not in attention)
+        if "q_proj" in names:
+            choices["query and value"] = "q_proj, v_proj"
+    return [(label if names == "all-linear" else f"{label}: {names}", names) for label, names in choices.items()]
+
+
+def summary(config: TrainConfig, outlook: Outlook, light: str, coverage: str) -> str:
+    """The whole panel as text."""
+    rows = [
+        ("card", str(outlook.gpu)),
+        ("model", f"{outlook.model}: {LIGHTS[light][2]} ({outlook.why_model})"),
+        ("plan", plan_text(outlook)),
+        ("", shortened(outlook, config.max_length)),
+        ("learns", trainable_text(outlook)),
+        ("length", f"{config.max_length} tokens{', ' if coverage else ''}{coverage}"),
+    ]
+    lines = [f"{name:<8}{text}" for name, text in rows if text]
+    if outlook.memory:
+        lines += ["memory", *[f"  {line}" for line in str(outlook.memory).splitlines()]]
+    settings = [f"  {name:<26}{value!r}" for name, value in config.to_dict().items()]
+    return "\n".join([*lines, "settings (edit config, then train in the next cell)", *settings])

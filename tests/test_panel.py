@@ -1,0 +1,500 @@
+"""The panel without a browser: what each control does to the config, what the config does to the panel, and how fast.
+
+Runs under ipywidgets 8 with everything installed, and under 7.7.1 in an environment without torch (`make test-widgets7`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+import ipywidgets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers.catalog import CATALOG
+from helpers.config import TrainConfig
+from helpers.hardware import GIB, KNOWN_GPUS, Gpu
+from helpers.panel import ControlPanel, control_panel
+from helpers.panel_controls import CONTROLS, Choice, Menu, Stops, Whole
+from helpers.panel_data import keep, uploads
+from helpers.panel_settings import FIELDS, Settings, field_lessons, problems
+from helpers.presets import PRESETS
+from helpers.runs import Run
+
+T4 = KNOWN_GPUS["T4"]
+BAR_SECONDS, SLACK = 0.050, 1.5
+ROWS = {row.field: row for row in CONTROLS}
+LENIENT = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch, root):
+    (tmp_path / "data_samples").symlink_to(root / "data_samples")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config():
+    return TrainConfig(model="Llama-3.1-8B-Instruct")
+
+
+@pytest.fixture
+def panel(config):
+    return ControlPanel(config, T4)
+
+
+def differing(one, other):
+    return {name for name in FIELDS if getattr(one, name) != getattr(other, name)}
+
+
+# --------------------------------------------------------------------------------------- widget -> config
+
+
+def positions(control):
+    """Places to which a user could move this control's widget."""
+    widget = control.inputs[0]
+    if isinstance(control, Menu):
+        return [value for _, value in control.offered]
+    if isinstance(control, (Stops, Choice)):
+        return [value for _, value in widget.options]
+    return [7, 123] if isinstance(control, Whole) else ["another-name", "x2"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_control_changes_exactly_its_field(config, panel, field):
+    control = panel.controls[field]
+    assert len(positions(control)) > 1
+    for value in positions(control):
+        before = copy.copy(config)
+        control.inputs[0].value = value
+        assert differing(before, config) <= {field}, "another field was changed"
+        assert control.read() == getattr(config, field), "the control does not show what the config holds"
+        if not control.reason and not isinstance(control, Menu):
+            assert getattr(config, field) == value
+    assert not problems(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", "Qwen2.5-0.5B-Instruct"), ("quantization", "none"), ("r", 64), ("target_modules", "q_proj, v_proj"), ("max_length", 4096),
+     ("effective_batch_size", 32), ("micro_batch_size", 1), ("gradient_checkpointing", "on"), ("max_steps", 1000),
+     ("num_train_epochs", 5.0), ("validation_share", 0.4)],
+)  # fmt: skip
+def test_what_memory_or_time_depends_on_changes_the_plan_line_or_its_bar(panel, field, value):
+    before = panel.plan_view.value, panel.bar_view.value
+    panel.controls[field].inputs[0].value = value
+    if panel.data.examples is None and field in ("num_train_epochs", "validation_share"):
+        pytest.skip("without the data packages nobody knows how many examples there are")
+    assert (panel.plan_view.value, panel.bar_view.value) != before
+
+
+def test_free_text_takes_what_is_on_no_menu(config, panel):
+    panel.controls["target_modules"].inputs[1].value = "q_proj,  down_proj"
+    assert config.target_modules == ["q_proj", "down_proj"]
+    panel.controls["target_modules"].inputs[1].value = "no_such_layer"
+    assert "no_such_layer" in panel.controls["target_modules"].note.value and "no_such_layer" in panel.plan_view.value
+    panel.controls["model"].inputs[1].value = " /no/such/folder "
+    assert config.model == "/no/such/folder"
+
+
+# --------------------------------------------------------------------------------------- config -> widget
+
+ANY_VALUE = {
+    "name": st.text("abcdefgh-_0123", min_size=1, max_size=20),
+    "model": st.sampled_from(["auto", *CATALOG, "meta-llama/Llama-3.1-8B-Instruct"]),
+    "data": st.sampled_from(["nowhere.csv", "my folder/ä.jsonl"]),
+    "quantization": st.sampled_from(["nf4", "none"]),
+    "gradient_checkpointing": st.sampled_from(["auto", "on", "off"]),
+    "lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant_with_warmup", "polynomial"]),
+    "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "v_proj", "up_proj", "odd name"]), min_size=1, unique=True),
+    "r": st.integers(1, 5000), "lora_alpha": st.integers(1, 10**6), "max_length": st.integers(1, 20_000), "seed": st.integers(0, 2**31),
+    "effective_batch_size": st.integers(1, 100), "micro_batch_size": st.just(0), "eval_examples": st.integers(1, 10**5),
+    "evaluations": st.integers(1, 999), "early_stopping_patience": st.integers(0, 99), "max_steps": st.just(-1) | st.integers(1, 10**6),
+    "num_train_epochs": st.floats(0.01, 300), "learning_rate": st.floats(1e-12, 10),
+    "lora_dropout": st.floats(0, 0.999), "warmup_ratio": st.floats(0, 0.999), "validation_share": st.floats(0.0001, 0.4999),
+}  # fmt: skip
+
+
+@LENIENT
+@given(st.fixed_dictionaries(ANY_VALUE))
+def test_every_config_shows_whole_and_is_never_bent_to_fit(panel_for_all, values):
+    panel, config = panel_for_all
+    vars(config).update(copy.deepcopy(values))
+    panel.refresh()
+    assert {name: getattr(config, name) for name in values} == values
+    for name, value in values.items():
+        assert panel.controls[name].read() == value, name
+
+
+@pytest.mark.parametrize(("field", "value", "label"), [("learning_rate", 1.553e-4, "1.553e-4"), ("learning_rate", 5e-4, "5e-4"),
+    ("num_train_epochs", 3.0, "3"), ("r", 24, "24"), ("max_length", 5000, "5,000"), ("warmup_ratio", 0.125, "0.125"),
+    ("max_steps", -1, "by epochs"), ("early_stopping_patience", 0, "off")])  # fmt: skip
+def test_a_slider_names_the_value_to_its_last_digit(config, panel, field, value, label):
+    setattr(config, field, value)
+    panel.refresh()
+    assert panel.controls[field].inputs[0].label == label
+
+
+@pytest.fixture(scope="module")
+def panel_for_all():
+    config = TrainConfig()
+    return ControlPanel(config, T4), config
+
+
+@LENIENT
+@given(st.lists(st.tuples(st.sampled_from(sorted(set(FIELDS) - {"data"})), st.integers(0, 99)), max_size=12))
+def test_any_sequence_of_moves_can_be_undone(panel_for_all, moves):
+    panel, config = panel_for_all
+    vars(config).update(TrainConfig().to_dict())
+    panel.settings = Settings(config, clock=iter(range(0, 10**6, 10)).__next__)
+    panel.refresh()
+    history = [copy.copy(config)]
+    for field, number in moves:
+        choices = positions(panel.controls[field])
+        panel.controls[field].inputs[0].value = choices[number % len(choices)]
+        assert not problems(config)
+        if differing(history[-1], config):
+            history.append(copy.copy(config))
+    for earlier in reversed(history[:-1]):
+        panel.undo.click()
+        assert not differing(earlier, config)
+        assert all(panel.controls[name].read() == getattr(config, name) for name in FIELDS)
+    assert panel.undo.disabled
+
+
+# --------------------------------------------------------------------------------------- what cannot work
+
+
+def test_a_refused_edit_leaves_the_config_and_says_why(config, panel):
+    panel.controls["name"].inputs[0].value = "a/b"
+    assert config.name == "run" and panel.controls["name"].inputs[0].value == "run"
+    assert "use letters, digits" in panel.controls["name"].note.value
+    panel.controls["r"].inputs[0].value = 8
+    assert not panel.controls["name"].reason, "the reason goes with the next move"
+
+
+def test_a_batch_that_the_micro_batch_does_not_divide_is_refused(config, panel):
+    panel.controls["micro_batch_size"].inputs[0].value = 8
+    panel.controls["effective_batch_size"].inputs[0].value = 4
+    assert config.effective_batch_size == 8 and "not divisible" in panel.controls["effective_batch_size"].note.value
+
+
+def test_what_does_not_suit_the_model_is_said_next_to_the_control(config, panel):
+    config.model = "TinyLlama-1.1B-Chat-v1.0"
+    config.max_length = 4096
+    panel.refresh()
+    assert "can read" in panel.controls["max_length"].note.value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("r", "16"), ("r", 0), ("r", -3), ("r", 10**9), ("learning_rate", 0), ("learning_rate", float("nan")), ("learning_rate", -1e-4),
+     ("learning_rate", 1e300), ("lora_dropout", float("inf")), ("validation_share", 0.9), ("target_modules", []), ("target_modules", "q_proj"),
+     ("max_length", 10**7), ("effective_batch_size", 0), ("effective_batch_size", 10**7), ("effective_batch_size", 2.5), ("seed", 1.5),
+     ("lr_scheduler_type", None), ("model", "<b>no</b>"), ("data", ""), ("data", "\0"), ("name", ""), ("max_steps", 0), ("quantization", "int3"),
+     ("gradient_checkpointing", "maybe")],
+)  # fmt: skip
+def test_nonsense_in_the_config_is_shown_or_named_and_nothing_breaks(config, panel, field, value):
+    setattr(config, field, value)
+    panel.refresh()
+    assert repr(getattr(config, field)) == repr(value), "the panel bent the config"
+    control = panel.controls[field]
+    assert control.reason or control.read() == value or str(value) in str(control.read()), "neither shown nor named"
+    assert "<b>" not in panel.plan_view.value.replace("<b>fits", "")
+    panel.controls["lora_alpha"].inputs[0].value = 64
+    assert config.lora_alpha == 64, "what is wrong elsewhere must not stand in the way"
+
+
+def test_a_card_that_is_too_small_for_everything_says_so(config):
+    panel = ControlPanel(config, Gpu("toaster", "cuda", GIB // 2, GIB // 2, (8, 6)))
+    assert "Nothing on the menu fits" in panel.plan_view.value and "toaster" in panel.bar_view.value
+    assert all(label.startswith(("○ no", "auto")) for label, _ in panel.controls["model"].inputs[0].options)
+
+
+def test_a_card_without_free_memory_says_so(config):
+    assert "free memory" in ControlPanel(config, Gpu("full", "cuda", GIB, 0, (8, 6))).plan_view.value
+
+
+def test_a_model_that_is_not_modelled_gets_the_safest_plan(config, panel, monkeypatch):
+    monkeypatch.setattr("helpers.panel_outlook.find_shape", lambda name: None)
+    panel.controls["model"].inputs[1].value = "someone/odd-model"
+    assert "not modelled" in panel.plan_view.value and "micro-batch 1" in panel.plan_view.value
+    assert "No memory bar" in panel.bar_view.value
+
+
+# --------------------------------------------------------------------------------------- cards, lights, presets
+
+
+def test_the_bar_shows_every_part_and_the_cards_line(panel):
+    outlook = panel.outlook
+    for part in outlook.memory.parts:
+        assert part in panel.bar_view.value
+    assert "Tesla T4: 14.1 GiB" in panel.bar_view.value and "≈" in panel.plan_view.value
+
+
+def test_another_card_changes_plan_and_lights(panel):
+    before = panel.plan_view.value, panel.controls["model"].inputs[0].options
+    panel.card.value = "RTX laptop 4GB"
+    assert "does not fit" in panel.plan_view.value or "too little" in panel.plan_view.value
+    assert panel.controls["model"].inputs[0].options != before[1]
+    labels = [label for label, _ in panel.controls["model"].inputs[0].options]
+    assert {label.split(" · ")[0] for label in labels[1:]} >= {"● fits", "○ no"}
+    assert any("gated" in label for label in labels) and any("Apache-2.0" in label for label in labels)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_work_and_are_undone_in_one_step(config, panel, name):
+    before = copy.copy(config)
+    panel.preset_buttons[name].click()
+    assert {field: getattr(config, field) for field in PRESETS[name].changes} == PRESETS[name].changes
+    assert not problems(config)
+    if differing(before, config):
+        panel.undo.click()
+    assert not differing(before, config)
+
+
+def test_the_preset_for_8_gb_fits_models_up_to_3b_on_8_gb():
+    config = TrainConfig(**PRESETS["8 GB card"].changes)
+    panel = ControlPanel(config, KNOWN_GPUS["RTX 3070"])
+    options = panel.controls["model"].inputs[0].options
+    assert all(
+        label.startswith(("● fits", "auto"))
+        for label, name in options
+        if name == "auto" or CATALOG[name].shape.parameters() < 3.3e9
+    )
+
+
+def test_reset_brings_the_beginning_back_and_can_be_undone(config, panel):
+    panel.preset_buttons["thorough"].click()
+    panel.reset.click()
+    assert config == TrainConfig(model="Llama-3.1-8B-Instruct")
+    panel.undo.click()
+    assert config.r == 32
+
+
+def test_one_move_of_a_slider_is_one_undo():
+    times = iter([0.0, 0.1, 0.2, 5.0])
+    settings = Settings(TrainConfig(), clock=lambda: next(times))
+    for r in (8, 4, 2, 64):
+        settings.edit({"r": r})
+    settings.undo()
+    assert settings.config.r == 2
+    settings.undo()
+    assert settings.config.r == 16
+
+
+def test_the_config_edited_behind_the_panels_back_wins(config, panel):
+    config.r, config.learning_rate = 48, 3e-5
+    panel.controls["lora_alpha"].inputs[0].value = 64
+    assert (config.r, config.learning_rate) == (48, 3e-5)
+    assert panel.controls["r"].read() == 48 and panel.controls["learning_rate"].read() == 3e-5
+    panel.undo.click()
+    assert (config.r, config.lora_alpha) == (48, 32)
+
+
+def test_two_panels_on_one_config_follow_each_other(config, panel):
+    other = ControlPanel(config, KNOWN_GPUS["RTX 4090"])
+    panel.controls["r"].inputs[0].value = 64
+    assert other.controls["r"].read() == 64 and other.plan_view.value != panel.plan_view.value
+    other.undo.click()
+    assert config.r == 64, "each panel undoes its own moves"
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+def uploaded(name, content):
+    file = {"name": name, "type": "", "size": len(content), "content": content, "lastModified": 0, "last_modified": datetime.now()}
+    if int(ipywidgets.__version__.split(".")[0]) >= 8:
+        return (file | {"content": memoryview(content)},)
+    return {name: {"metadata": file, "content": content}}
+
+
+GOOD = b'{"instruction": "a%d", "output": "b%d c"}\n'
+
+
+def test_both_shapes_of_an_upload_are_read():
+    assert uploads(({"name": "a.csv", "content": memoryview(b"x")},)) == [("a.csv", b"x")]
+    assert uploads({"a.csv": {"metadata": {}, "content": b"x"}}) == [("a.csv", b"x")]
+
+
+def test_uploads_get_harmless_names_and_replace_nothing():
+    assert keep("../../etc/pass wd.jsonl", b"1").as_posix() == "runs/uploads/pass_wd.jsonl"
+    assert keep("pass wd.jsonl", b"2").as_posix() == "runs/uploads/pass_wd-2.jsonl"
+    assert keep("pass wd.jsonl", b"1").as_posix() == "runs/uploads/pass_wd.jsonl"
+    assert keep("..", b"3").parent.as_posix() == keep("C:\\x\\..\\", b"4").parent.as_posix() == "runs/uploads"
+
+
+def test_a_good_upload_becomes_the_data(config, panel):
+    pytest.importorskip("datasets")
+    panel.data.upload.set_trait("value", uploaded("mine.jsonl", b"".join(GOOD % (n, n) for n in range(40))))
+    assert config.data == "runs/uploads/mine.jsonl" and panel.data.examples == 40
+    assert "40 rows read" in panel.data.report.value
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, b"{" * 200_000, b"not json\n" * 50, b"x" * 3_000_000, b'{"a": 1}\n'],
+    ids=["empty", "picture", "braces", "words", "one long line", "no columns"],
+)  # fmt: skip
+def test_a_broken_upload_is_reported_and_not_taken(config, panel, content):
+    before = copy.copy(config)
+    panel.data.upload.set_trait("value", uploaded("broken.jsonl", content))
+    assert config == before and "Not taken" in panel.data.report.value
+    panel.controls["r"].inputs[0].value = 8
+    assert "Not taken" in panel.data.report.value, "the report stays readable while other things move"
+
+
+def test_a_missing_data_file_is_reported(config, panel):
+    config.data = "nowhere.csv"
+    panel.refresh()
+    assert panel.data.examples is None
+    assert "unknown number of steps" in panel.plan_view.value
+
+
+def test_the_sequence_length_says_what_it_covers(config, panel):
+    pytest.importorskip("datasets")
+    panel.controls["max_length"].inputs[0].value = 128
+    some = panel.controls["max_length"].hint
+    panel.controls["max_length"].inputs[0].value = 2048
+    assert panel.controls["max_length"].hint == "covers ≈ 100 % of your examples" and some != panel.controls["max_length"].hint
+    panel.chooser.value = "Data"
+    assert bytes(panel.data.picture.value).startswith(b"\x89PNG")
+
+
+# --------------------------------------------------------------------------------------- runs, code, exact
+
+
+def a_run(name, **changes):
+    run = Run(Path("runs") / name, name, TrainConfig(name=name, **changes).to_dict(), finished=True)
+    run.save()
+    events = [{"step": 0, "eval_loss": 3.0}, {"step": 8, "eval_loss": 1.0 + len(changes), "seconds": 60.0, "peak_bytes": GIB}]
+    (run.folder / "history.jsonl").write_text("\n".join(map(json.dumps, events)))
+
+
+def test_two_runs_are_laid_over_each_other_with_what_differs(panel):
+    a_run("first")
+    a_run("second", r=64, learning_rate=1e-4)
+    panel.compare.again.click()
+    panel.compare.runs.value = ("first", "second")
+    table = panel.compare.table.value
+    assert all(word in table for word in ("<th>r</th>", "learning_rate", "64", "0.0001", "best validation loss"))
+    assert "lora_alpha" not in table and bytes(panel.compare.picture.value).startswith(b"\x89PNG")
+
+
+def test_a_run_that_cannot_be_read_is_named(panel):
+    a_run("whole")
+    Path("runs/half").mkdir()
+    Path("runs/half/run.json").write_text("{")
+    panel.compare.again.click()
+    panel.compare.runs.value = ("half", "whole")
+    assert "cannot be compared" in panel.compare.note.value
+
+
+def test_the_dataclass_as_code_is_the_config(config, panel):
+    config.r, config.target_modules, config.name = 3, ["q_proj"], "it's"
+    panel.chooser.value = "Code"
+    names = {}
+    exec(panel.code.value.split("# The same")[0], names)
+    assert names["config"] == config
+
+
+@pytest.mark.slow
+def test_the_plain_code_makes_what_the_recipe_makes(config):
+    pytest.importorskip("trl")
+    from helpers.code_view import plain_code
+    from helpers.planner import make_plan
+    from helpers.recipe import lora_config, quantization_config, sft_config
+
+    config.max_steps = 40
+    plan = make_plan(config, Gpu("CPU", "cpu", 64 * GIB, 64 * GIB), exact=False)
+    code = plain_code(config, plan, 100)
+    compile(code, "plain", "exec")
+    names = {}
+    exec(code.split("# Give these")[0], names)
+    assert names["args"].to_dict() == sft_config(config, plan, "runs/run", 100).to_dict()
+    assert names["peft_config"] == lora_config(config)
+    assert names["quantization_config"].to_dict() == quantization_config(config, plan).to_dict()
+
+
+def test_a_dry_run_that_fails_is_said_in_place(panel, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no torch <here>")
+
+    monkeypatch.setattr("helpers.planner.dry_run", fails)
+    panel.exact.click()
+    assert "no torch &lt;here&gt;" in panel.plan_view.value and not panel.exact.disabled and panel.exact.description == "Exact"
+
+
+@pytest.mark.slow
+def test_exact_replaces_about_by_equals_until_the_next_move(panel):
+    pytest.importorskip("torch")
+    panel.controls["model"].inputs[0].value = "SmolLM2-135M-Instruct"
+    assert "≈" in panel.plan_view.value
+    panel.exact.click()
+    assert " = " in panel.plan_view.value and "≈" not in panel.plan_view.value
+    panel.chooser.value = "Training"
+    assert "≈" not in panel.plan_view.value, "looking at another section is no move"
+    panel.controls["r"].inputs[0].value = 8
+    assert "≈" in panel.plan_view.value
+
+
+# --------------------------------------------------------------------------------------- text, lessons, speed
+
+
+def test_every_control_teaches_in_a_tooltip(panel):
+    for field, control in panel.controls.items():
+        for widget in control.inputs:
+            assert (getattr(widget, "tooltip", None) or widget.description_tooltip) == field_lessons()[field]
+    panel.lessons.value = True
+    assert all(escape(control.lesson) in control.note.value for control in panel.controls.values())
+
+
+def test_without_a_notebook_it_prints_the_same_as_text(config, capsys):
+    panel = control_panel(config, T4)
+    text = capsys.readouterr().out
+    assert "micro-batch" in text and "GiB" in text and "Llama-3.1-8B-Instruct: fits" in text and "learning_rate" in text
+    assert panel._repr_mimebundle_()["text/plain"] == text.rstrip("\n")
+
+
+def test_planning_in_the_panel_imports_no_torch(root):
+    code = (
+        "import sys; from helpers.config import TrainConfig; from helpers.hardware import KNOWN_GPUS; from helpers.panel import *\n"
+        "p = control_panel(TrainConfig(), KNOWN_GPUS['T4']); p.controls['r'].inputs[0].value = 64; p.chooser.value = 'Code'\n"
+        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("card", ["T4", "RTX laptop 4GB"])
+def test_a_move_takes_less_than_50_milliseconds(config, card, say):
+    panel = ControlPanel(config, KNOWN_GPUS[card])
+
+    async def moves():
+        """As in a kernel: callbacks run inside an event loop, and slower views wait until the slider rests."""
+        seconds = []
+        for number in range(120):
+            slider = panel.controls[("r", "max_length", "effective_batch_size")[number % 3]].inputs[0]
+            stops = [value for _, value in slider.options][:8]
+            before, new = panel.outlook, next(stop for stop in stops[number % 4 :] if stop != slider.value)
+            began = time.perf_counter()
+            slider.value = new
+            seconds.append(time.perf_counter() - began)
+            assert panel.outlook is not before
+        return seconds
+
+    seconds = asyncio.run(moves())
+    median = statistics.median(seconds)
+    say(
+        f"panel, {card}: slider moved -> bar and plan line, median {1000 * median:.1f} ms, worst {1000 * max(seconds):.0f} ms (bar 50 ms)"
+    )
+    assert median < SLACK * BAR_SECONDS
