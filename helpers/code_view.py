@@ -55,7 +55,8 @@ def _written_down() -> Iterator[None]:
         yield
 
 
-def _code_of(make: Callable[..., Any], *arguments: Any) -> str:
+def code_of(make: Callable[..., Any], *arguments: Any) -> str:
+    """The code that would make what `make(*arguments)` makes, for a function of `helpers.recipe`."""
     with _written_down():
         return repr(make(*arguments))
 
@@ -82,9 +83,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig{also}
 from trl import SFTConfig, SFTTrainer
 
-quantization_config = {_code_of(recipe.quantization_config, config, plan)}
-peft_config = {_code_of(recipe.lora_config, config)}
-args = {_code_of(recipe.sft_config, config, plan, folder.as_posix(), training_examples)}
+quantization_config = {code_of(recipe.quantization_config, config, plan)}
+peft_config = {code_of(recipe.lora_config, config)}
+args = {code_of(recipe.sft_config, config, plan, folder.as_posix(), training_examples)}
 
 # Give these as datasets with "prompt" and "completion" messages; helpers.data makes them from any file:
 # training, validation = split(load_examples({config.data!r}), {config.validation_share!r}, seed={config.seed!r})

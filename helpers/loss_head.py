@@ -49,7 +49,7 @@ def triton_works() -> bool:
             log_probs.sum().backward()
             answers.append((log_probs.detach(), leaf.grad))
         return all(torch.allclose(one, other, atol=1e-3) for one, other in zip(*answers))
-    except Exception:  # no card, a compiler, a driver, an instruction that is missing: whatever it is, the torch path does not need it
+    except Exception:  # no card, a compiler, a driver, an instruction: whatever is missing, the torch path works without it
         return False
     finally:
         trl_kernels._use_triton = before

@@ -107,7 +107,7 @@ def make_plan(
     head, head_reason = loss_head(gpu)
     base = Plan(
         name, gpu, dtype, "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch", min(config.max_length, longest_example or 10**9),
-        micro_batch=1, accumulation=config.effective_batch_size, loss_head=head, budget=_budget(gpu),
+        micro_batch=1, accumulation=config.effective_batch_size, loss_head=head, budget=budget(gpu),
         reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {head_reason}"],
     )  # fmt: skip
     if shape is None:
@@ -211,7 +211,8 @@ def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: Mode
 # ---------------------------------------------------------------------------------------------------- limits, checks
 
 
-def _budget(gpu: Gpu) -> int:
+def budget(gpu: Gpu) -> int:
+    """Bytes that a plan may use on this card: what is free, less a reserve for what others take meanwhile."""
     return int(gpu.free_bytes - max(RESERVE_SHARE * gpu.free_bytes, RESERVE_BYTES))
 
 

@@ -25,10 +25,10 @@ from helpers.catalog import CATALOG
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.panel import ControlPanel, control_panel
-from helpers.panel_controls import CONTROLS, Choice, Menu, Stops, Whole
-from helpers.panel_data import keep, uploads
-from helpers.panel_settings import FIELDS, Settings, field_lessons, problems
-from helpers.presets import PRESETS
+from helpers.panel.controls import CONTROLS, Choice, Menu, Stops, Whole
+from helpers.panel.data import keep, uploads
+from helpers.panel.presets import PRESETS
+from helpers.panel.settings import FIELDS, Settings, field_lessons, problems
 from helpers.runs import Run
 
 T4 = KNOWN_GPUS["T4"]
@@ -226,7 +226,7 @@ def test_a_card_without_free_memory_says_so(config):
 
 
 def test_a_model_that_is_not_modelled_gets_the_safest_plan(config, panel, monkeypatch):
-    monkeypatch.setattr("helpers.panel_outlook.find_shape", lambda name: None)
+    monkeypatch.setattr("helpers.panel.outlook.find_shape", lambda name: None)
     panel.controls["model"].inputs[1].value = "someone/odd-model"
     assert "not modelled" in panel.plan_view.value and "micro-batch 1" in panel.plan_view.value
     assert "No memory bar" in panel.bar_view.value

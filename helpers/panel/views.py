@@ -11,7 +11,8 @@ from helpers.catalog import CATALOG, ModelShape
 from helpers.charts import MUTED, PART_COLOURS
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, speed
-from helpers.panel_outlook import Outlook
+from helpers.panel.outlook import Outlook
+from helpers.planner import budget
 
 LIGHTS = {"fits": ("#2e9e5b", "●", "fits"), "tight": ("#d99a1c", "◐", "tight"), "no": ("#d64545", "○", "no"),
           "unknown": ("#7a7a7a", "?", "not modelled")}  # fmt: skip
@@ -30,7 +31,7 @@ STYLE = """<style>
 .ftk-parts { display: flex; height: 100%; border-radius: 4px; overflow: hidden; }
 .ftk-parts > div { box-sizing: border-box; border-right: 1px solid rgba(255,255,255,.75); }
 .ftk-card { position: absolute; top: -4px; bottom: -4px; border-left: 2px dashed currentColor; }
-.ftk-card > span { position: absolute; bottom: 100%; right: 0; white-space: nowrap; font-size: 12px; }
+.ftk-card > span { position: absolute; bottom: 100%; white-space: nowrap; font-size: 12px; }
 .ftk-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; }
 .ftk-legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px; vertical-align: -1px; }
 .ftk-report { white-space: pre-wrap; font-family: var(--jp-code-font-family, monospace); font-size: 12px; max-height: 340px;
@@ -42,6 +43,7 @@ STYLE = """<style>
 .ftk-panel .ftk-sections, .ftk-panel .ftk-sections .widget-toggle-buttons { flex-wrap: wrap; height: auto; width: auto; }
 @container (max-width: 420px) {
   .ftk-panel .ftk-control .widget-inline-hbox, .ftk-panel .ftk-control.widget-inline-hbox { flex-wrap: wrap; height: auto; }
+  .ftk-panel .ftk-control .slider-container { margin-left: 8px; }
   .ftk-panel .ftk-control select { min-height: 28px; }
   .ftk-panel .ftk-control .widget-label { width: 100% !important; text-align: left; }
   .ftk-panel .ftk-control .widget-readout { width: auto; }
@@ -96,7 +98,7 @@ def plan_line(outlook: Outlook, wanted_length: int) -> str:
 
 def memory_bar(outlook: Outlook) -> str:
     """One stacked bar against the line of what the card can give: the parts of `helpers.charts.memory_chart`, redrawn in no time."""
-    card = outlook.plan.budget if outlook.plan else int(outlook.gpu.free_bytes * 0.97)
+    card = budget(outlook.gpu)
     if outlook.memory is None:
         why = "these settings cannot work" if outlook.shape else "the formula does not know this model"
         return small(f"No memory bar: {why}.")
@@ -108,10 +110,11 @@ def memory_bar(outlook: Outlook) -> str:
         label = escape(f"{name}: {share / GIB:.2f} GiB", quote=True)
         pieces.append(f'<div style="width:{share * scale:.2f}%;background:{colour}" title="{label}"></div>')
         legend.append(f'<span><i style="background:{colour}"></i>{label}</span>')
+    side = "left" if card * scale < 50 else "right"  # the name stands where there is room for it
     words = f"{peak / GIB:.1f} GiB of {card / GIB:.1f} GiB, at the peak, {outlook.memory.peak_moment}"
     return (
         f'<div class="ftk-track" role="img" aria-label="{escape(words, quote=True)}"><div class="ftk-parts">{"".join(pieces)}</div>'
-        f'<div class="ftk-card" style="left:{card * scale:.2f}%"><span>{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>'
+        f'<div class="ftk-card" style="left:{card * scale:.2f}%"><span style="{side}:0">{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>'
         f'<div class="ftk-legend">{"".join(legend)}</div>'
     )
 

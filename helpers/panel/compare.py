@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from helpers.panel_controls import explain
+from helpers.panel.controls import explain
 
 MOST_ROWS = 8
 

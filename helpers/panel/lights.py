@@ -6,8 +6,8 @@ from helpers.catalog import CATALOG, BaseModel
 from helpers.config import ConfigError, TrainConfig
 from helpers.hardware import Gpu
 from helpers.menu import traffic_light
-from helpers.panel_outlook import LARGEST_BATCH, Outlook
-from helpers.panel_views import menu_label
+from helpers.panel.outlook import LARGEST_BATCH, Outlook
+from helpers.panel.views import menu_label
 
 
 def light_of(config: TrainConfig, outlook: Outlook) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from helpers.panel_settings import FIELDS, field_lessons
+from helpers.panel.settings import FIELDS, field_lessons
 
 LAYOUT = {"width": "auto", "min_width": "0"}
 STYLE = {"description_width": "128px"}

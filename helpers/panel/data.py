@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from helpers.panel_controls import Menu, explain
+from helpers.panel.controls import Menu, explain
 
 if TYPE_CHECKING:
     from helpers.data.report import Report

@@ -15,17 +15,17 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from helpers import panel_views as views
 from helpers.code_view import as_code
 from helpers.config import TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu
-from helpers.panel_compare import CompareView
-from helpers.panel_controls import CONTROLS, Control, explain
-from helpers.panel_data import DataView
-from helpers.panel_lights import light_of, model_menu
-from helpers.panel_outlook import Outlook, look_ahead, reachable_hub, this_machine
-from helpers.panel_settings import Settings, by_field, problems
-from helpers.presets import PRESETS
+from helpers.panel import views
+from helpers.panel.compare import CompareView
+from helpers.panel.controls import CONTROLS, Control, explain
+from helpers.panel.data import DataView
+from helpers.panel.lights import light_of, model_menu
+from helpers.panel.outlook import Outlook, look_ahead, reachable_hub, this_machine
+from helpers.panel.presets import PRESETS
+from helpers.panel.settings import Settings, by_field, problems
 
 SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 PAUSE = 0.3  # seconds without a move, after which the slower views follow: traffic lights of the whole menu, histogram, code

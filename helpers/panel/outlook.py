@@ -14,7 +14,7 @@ from helpers.config import ConfigError, TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu, attention, loss_head, speed
 from helpers.memory import MemoryEstimate, estimate, work
 from helpers.menu import choose_model
-from helpers.panel_settings import problems
+from helpers.panel.settings import problems
 from helpers.planner import DoesNotFit, Plan, make_plan
 from helpers.recipe import total_steps
 
