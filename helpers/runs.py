@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from helpers.checkpoints import fetch, write_whole
+from helpers.config import TrainConfig
 
 History = list[dict[str, Any]]
 # A run cannot be continued with another of these: the weights, or what they learned, would not be the same thing any more.
@@ -57,6 +59,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"identity": self.identity, "finished": self.finished, "settings": self.settings, "plan": self.plan}
         write_whole(self.folder / "run.json", json.dumps(record, indent=2))
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings as the dataclass that they came from."""
+        return TrainConfig(**{item.name: self.settings[item.name] for item in fields(TrainConfig) if item.name in self.settings})
 
     @property
     def evaluations(self) -> list[tuple[int, float]]:
@@ -110,6 +117,15 @@ def read_history(file: Path) -> History:
 def identity_of(settings: dict[str, Any]) -> str:
     """Same settings, same model, same data: same identity. The machine does not matter, so a run can move."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint(*parts: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of the examples themselves, so that an edited data file is another run."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for example in part:
+            digest.update(json.dumps(example, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def find_or_start(

@@ -8,8 +8,6 @@ what is seen and what is kept: live chart, history, checkpoints, and the questio
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +39,12 @@ from helpers.loss_head import use_loss_head, with_working_loss_head
 from helpers.models import attach_lora
 from helpers.planner import DoesNotFit, Plan, what_would_fit
 from helpers.recipe import sft_config, total_steps
-from helpers.runs import Run, continue_from, find_or_start
+from helpers.runs import Run, continue_from, find_or_start, fingerprint
 from helpers.runtime import second_place
 from helpers.trainer import SteadyTrainer
 
-PLANNED = ("dtype", "optimizer", "micro_batch", "accumulation", "checkpointing", "offload", "eval_batch", "loss_head", "peak_bytes")
+PLANNED = ("dtype", "optimizer", "seq_len", "micro_batch", "accumulation", "checkpointing", "offload", "eval_batch", "loss_head",
+           "loss_tile", "peak_bytes", "seconds_per_step")  # fmt: skip
 
 
 def build_trainer(
@@ -117,7 +116,7 @@ def train(
         DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
         TrainingStopped: the loss is no number any more, or the disk is full. The last checkpoint stands.
     """
-    settings = config.to_dict() | {"model": plan.model, "data_sha256": _fingerprint(training, validation)}
+    settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
     copies = Path(copy_to) if copy_to else second_place()
     run = continue_from(resume, settings) if resume else find_or_start(root, config.name, settings, again, copies)
     if run.finished and not (run.adapter / "adapter_model.safetensors").is_file():
@@ -129,7 +128,8 @@ def train(
         return run
 
     plan = _with_what_was_learned(with_working_loss_head(config, plan), run, config)
-    run.plan = {"card": plan.gpu.name} | {name: getattr(plan, name) for name in PLANNED}
+    run.plan = {"card": plan.gpu.name, "device": plan.gpu.kind} | {name: getattr(plan, name) for name in PLANNED}
+    run.plan |= {"training_examples": len(training), "validation_examples": len(validation)}
     steps = total_steps(config, len(training))
 
     def less_memory(changes: dict[str, Any]) -> None:
@@ -243,12 +243,3 @@ DISK_FULL = ("No space left on device", "os error 28", "inline_container", "file
 
 def _is_disk_full(error: Exception) -> bool:
     return any(words in str(error) for words in DISK_FULL)
-
-
-def _fingerprint(*parts: Dataset) -> str:
-    """SHA-256 of the examples themselves, so that an edited data file is another run."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for example in part:
-            digest.update(json.dumps(example, sort_keys=True).encode())
-    return digest.hexdigest()

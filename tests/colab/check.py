@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-ADDED, REMOVED = {"trl", "bitsandbytes", "gguf"}, {"torchao"}
+ADDED, REMOVED = {"trl", "bitsandbytes", "gguf", "rapidfuzz"}, {"torchao"}
 # What TRL and bitsandbytes ask for and Colab does not have. Harmless: the tests below train, evaluate and save on these very versions.
 UNMET = {"trl: datasets>=4.7.0", "trl: pyarrow>=21.0.0"}
 TESTS = [

