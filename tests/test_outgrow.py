@@ -1,0 +1,156 @@
+"""The exported script on two processes: replicated and sharded, on CPUs with gloo, where the same code runs as on two GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
+from conftest import make_job
+
+from helpers.export import export_script
+from helpers.export.accelerate_configs import accelerate_configs
+from helpers.hardware import KNOWN_GPUS
+from helpers.planner import make_plan
+from helpers.training import train
+from helpers.weights import EMBEDDED_MODEL, fetch_weights
+
+BAR = 1e-3  # largest difference of any loss to one process
+STEPS = 6
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+@pytest.fixture
+def exported(tiny_model, alpaca_rows, tmp_path):
+    """A run of six steps on the tiny model, and its script."""
+    return make_run(tiny_model, alpaca_rows, tmp_path)
+
+
+def make_run(model, rows, tmp_path, **settings):
+    """22 rows, of which 16 are trained on: four whole steps of four make an epoch."""
+    job = make_job(model, rows[:22], max_steps=STEPS, evaluations=3, **settings)
+    run = train(**job, root=tmp_path / "runs")
+    assert len(job["training"]) % job["config"].effective_batch_size == 0, "else an epoch's last step is filled up, and differs"
+    return run, export_script(run, tmp_path / "export", job["training"], job["validation"])
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(config: str, *command: str, folder: Path) -> subprocess.Popen:
+    arguments = ["launch", "--config_file", config, "--main_process_port", str(free_port()), *command]
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments], cwd=folder,
+                                env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+
+
+def finish(process: subprocess.Popen, folder: Path) -> int:
+    try:
+        return process.wait(300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            print((folder / "log.txt").read_text()[-3000:])
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    events = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [(event["step"], name, event[name]) for event in events for name in ("loss", "eval_loss") if name in event]
+
+
+def largest_difference(run, folder: Path) -> float:
+    ours = [(event["step"], name, event[name]) for event in run.history for name in ("loss", "eval_loss") if name in event]
+    theirs = losses(folder)
+    assert [row[:2] for row in theirs] == [row[:2] for row in ours] and len(ours) >= STEPS + 3
+    return max(abs(one[2] - other[2]) for one, other in zip(theirs, ours))
+
+
+@pytest.mark.slow
+def test_two_replicas_of_a_real_model_give_the_losses_of_one_process(alpaca_rows, tmp_path, say):
+    run, script = make_run(EMBEDDED_MODEL, alpaca_rows, tmp_path, learning_rate=5e-4)
+    weights = str(fetch_weights(EMBEDDED_MODEL))
+    assert finish(launch("replicated.yaml", "train.py", weights, folder=script.parent), script.parent) == 0
+    worst = largest_difference(run, script.parent)
+    say(
+        f"2 processes with accelerate (DDP), SmolLM2-135M in NF4 + LoRA: largest difference of {STEPS} steps' losses to one process {worst:.1e} (bar {BAR})"
+    )
+    assert worst <= BAR
+
+
+@pytest.mark.slow
+def test_two_shards_give_the_losses_of_one_process_and_hold_half_of_the_weights_each(exported, root, say):
+    run, script = exported
+    wrapper = root / "tests/outgrow/fsdp_on_cpu.py"
+    assert finish(launch("sharded.yaml", str(wrapper), "train.py", folder=script.parent), script.parent) == 0
+    worst = largest_difference(run, script.parent)
+    parts = [json.loads((script.parent / f"parts-{rank}.json").read_text()) for rank in (0, 1)]
+    for name, (whole, first) in parts[0].items():
+        assert first + parts[1][name][1] == whole and 0.4 < first / whole < 0.6, name
+    assert any("q_proj.base_layer.weight" in name for name in parts[0]), "the 4-bit weights must be among them"
+    say(
+        f"2 processes with accelerate (FSDP2), NF4 cut in two: largest difference of the losses to one process {worst:.1e} (bar {BAR})"
+    )
+    assert worst <= BAR
+    assert (script.parent / "adapter/adapter_model.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_one_of_two_is_killed_the_other_ends_too_and_a_restart_goes_on(exported, say):
+    run, script = exported
+    folder = script.parent
+    process = launch("replicated.yaml", "train.py", folder=folder)
+    end = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < end, (folder / "log.txt").read_text()[-3000:]
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "train.py" in " ".join(child.cmdline())]
+    workers[-1].kill()
+    began = time.monotonic()
+    assert finish(process, folder) != 0
+    seconds = time.monotonic() - began
+    assert not (folder / "history.jsonl").exists(), "killed too late: it had finished"
+    assert not [child for child in workers if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert "SIGKILL" in (folder / "log.txt").read_text() or "exitcode: -9" in (folder / "log.txt").read_text().replace("  ", " ")
+
+    assert finish(launch("replicated.yaml", "train.py", folder=folder), folder) == 0
+    worst = largest_difference(run, folder)
+    say(
+        f"one of 2 processes killed: all ended after {seconds:.0f} s with an error; the restart's losses differ by {worst:.1e} from one process"
+    )
+    assert worst <= BAR
+
+
+@pytest.mark.parametrize("card", ["T4", "RTX 4060"])
+def test_the_configs_are_what_accelerate_understands(job, card, tmp_path, monkeypatch):
+    plan = make_plan(job["config"], KNOWN_GPUS[card], exact=False)
+    for name, text in accelerate_configs(plan, gpus=2).items():
+        (tmp_path / name).write_text(text)
+        config = load_config_from_file(str(tmp_path / name))
+        assert isinstance(config, ClusterConfig) and config.num_processes == 2
+        assert config.mixed_precision == ("fp16" if card == "T4" else "bf16")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    settings = yaml.safe_load(accelerate_configs(plan, 2)["sharded.yaml"])["fsdp_config"]
+    known = FullyShardedDataParallelPlugin.__dataclass_fields__
+    named_otherwise = {"fsdp_auto_wrap_policy": "auto_wrap_policy"}
+    assert {named_otherwise.get(name, name if name == "fsdp_version" else name.removeprefix("fsdp_")) for name in settings} <= set(
+        known
+    )
+
+
+def test_a_step_that_cannot_be_shared_equally_is_refused(exported):
+    _, script = exported
+    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT | {"WORLD_SIZE": "3"}, capture_output=True, text=True)
+    assert done.returncode == 1 and "4 examples per step cannot be shared equally among 3 processes" in done.stderr
