@@ -187,7 +187,8 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
         nearest = min(train, key=lambda point: abs(point[0] - best_step), default=(0, 0.0))
         axes.annotate(
             f"best: {best_loss:.2f} at step {best_step}", (best_step, best_loss), xytext=(0, 16 if nearest[1] <= best_loss else -24),
-            textcoords="offset points", ha="right", color=BEST, fontweight="bold",
+            textcoords="offset points", ha="left" if best_step < _step_limits(history, total_steps)[1] / 3 else "right", color=BEST,
+            fontweight="bold",
         )  # fmt: skip
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")
@@ -203,7 +204,8 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
 # One colour per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.
 PART_COLOURS = {
     "base weights": "#3b5b92", "embeddings and norms": "#7195c9", "adapters (fp32)": "#4f9d8f", "optimizer": "#8cc5b5",
-    "gradients": "#c2dfb8", "CUDA and libraries": "#b5b5b5", "saved activations": "#f2b84b", "one layer, recomputed": "#e8853d",
+    "gradients": "#c2dfb8", "CUDA and libraries": "#b5b5b5", "NCCL": "#d0d0d0",
+    "gradients on their way": "#a3cf9a", "layers gathered for use": "#5b7fb8", "saved activations": "#f2b84b", "one layer, recomputed": "#e8853d",
     "backward pass": "#e8853d", "unpacked weights": "#c95d63", "loss head": "#8e4a7e",
 }  # fmt: skip
 

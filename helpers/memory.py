@@ -23,6 +23,9 @@ TORCH_TILE_COPIES = 29  # bytes per tile entry that its plain torch path keeps b
 OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
 ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
 QUANTISATION_BLOCK = 64  # weights that share one scale in NF4
+GATHERED_LAYERS = 2  # FSDP2 has the layer in use whole on each card, and the next on its way
+NCCL_BUFFERS = 300 * MIB  # what cards need to talk to each other; assumed, not yet measured
+FOR_MANY_GPUS = ("gradients on their way", "layers gathered for use", "NCCL")  # parts that one card alone does not have
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ def estimate(
     loss_tile: int = LOSS_TILE_VOCABULARY,
     offload: bool = False,
     on_gpu: bool = True,
+    gpus: int = 1,
+    sharded: bool = False,
 ) -> MemoryEstimate:
-    """Peak memory of one optimizer step.
+    """Peak memory of one optimizer step, on each card.
 
     Args:
         checkpointing: "off", "selective" (attention's output is kept) or "on".
@@ -81,6 +86,7 @@ def estimate(
             logits, as transformers computes them.
         offload: saved activations wait in host memory.
         on_gpu: adds what the CUDA driver and its libraries take.
+        gpus, sharded: cards that take part, each with the whole model (DDP) or with a part of each layer (FSDP2).
     """
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_value_size
     layers, heads, e = shape.num_hidden_layers, shape.num_attention_heads, element_bytes
@@ -89,13 +95,20 @@ def estimate(
     trainable = shape.lora_parameters(r, target_modules)
     adapted = shape.linear_layers() if target_modules == "all-linear" else target_modules
 
-    linears = shape.linear_parameters()
+    linears, parts = shape.linear_parameters(), gpus if sharded else 1
+    base, others = nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e, shape.other_parameters() * stream
     resident = {
-        "base weights": nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e,
-        "embeddings and norms": shape.other_parameters() * stream,
-        "adapters (fp32)": 4 * trainable,
-        "optimizer": int(optimizer_bytes * trainable),
+        "base weights": base // parts,
+        "embeddings and norms": others // parts,
+        "adapters (fp32)": 4 * trainable // parts,
+        "optimizer": int(optimizer_bytes * trainable / parts),
     }
+    if parts > 1:  # embeddings and output layer stay gathered from the first layer forward to the first backward
+        resident["layers gathered for use"] = GATHERED_LAYERS * (base + e * trainable) // layers + others
+    elif gpus > 1:  # DDP keeps a second copy of the adapters' gradients, which it sends in pieces
+        resident["gradients on their way"] = 4 * trainable
+    if gpus > 1 and on_gpu:
+        resident["NCCL"] = NCCL_BUFFERS
     if on_gpu:
         resident["CUDA and libraries"] = CUDA_CONTEXT + CUBLAS_WORKSPACES
 
@@ -134,7 +147,9 @@ def estimate(
         at_layer = {"one layer, recomputed": layer + backward + casts // layers, "unpacked weights": workspace}
         moments = {  # going back, saved activations are used up while gradients pile up
             "in the backward pass of the last layer": saved | at_layer | {"gradients": 4 * trainable // layers},
-            "in the backward pass of the first layer": {"saved activations": kept + mask} | at_layer | {"gradients": 4 * trainable},
+            "in the backward pass of the first layer": {"saved activations": kept + mask}
+            | at_layer
+            | {"gradients": 4 * trainable // parts},
         }
     if offload:
         saved = {"saved activations": tokens * e * h * OFFLOAD_IN_FLIGHT + mask}

@@ -31,13 +31,14 @@ from helpers.callbacks import (
     StopButton,
     TrainingStopped,
 )
-from helpers.config import TrainConfig
+from helpers.config import ConfigError, TrainConfig
 from helpers.export import load_adapter, save_adapter
 from helpers.guards import check_before_training, check_template
 from helpers.live import LiveChart
 from helpers.loss_head import use_loss_head, with_working_loss_head
 from helpers.models import attach_lora
-from helpers.planner import DoesNotFit, Plan, what_would_fit
+from helpers.plan_words import what_would_fit
+from helpers.planner import DoesNotFit, Plan
 from helpers.recipe import sft_config, total_steps
 from helpers.runs import Run, continue_from, find_or_start, fingerprint
 from helpers.runtime import second_place
@@ -116,6 +117,9 @@ def train(
         DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
         TrainingStopped: the loss is no number any more, or the disk is full. The last checkpoint stands.
     """
+    if plan.gpus > 1:
+        raise ConfigError(f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: use make_plan without gpus= here, or "
+                          "helpers.export.export_plan and `accelerate launch`.")  # fmt: skip
     settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
     copies = Path(copy_to) if copy_to else second_place()
     run = continue_from(resume, settings) if resume else find_or_start(root, config.name, settings, again, copies)

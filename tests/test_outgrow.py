@@ -18,7 +18,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import make_job
 
-from helpers.export import export_script
+from helpers.config import ConfigError
+from helpers.export import export_plan, export_script
 from helpers.export.accelerate_configs import accelerate_configs
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
@@ -154,3 +155,15 @@ def test_a_step_that_cannot_be_shared_equally_is_refused(exported):
     _, script = exported
     done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT | {"WORLD_SIZE": "3"}, capture_output=True, text=True)
     assert done.returncode == 1 and "4 examples per step cannot be shared equally among 3 processes" in done.stderr
+
+
+def test_a_plan_for_two_cards_becomes_a_script_although_nothing_was_run(job, tmp_path):
+    job["config"].model = "Llama-3.2-3B-Instruct"
+    plan = make_plan(job["config"], KNOWN_GPUS["T4"], exact=False, gpus=2, sharded=True)
+    script = export_plan(job["config"], plan, job["training"], job["validation"], tmp_path / "export")
+    text = script.read_text()
+    compile(text, script, "exec")
+    assert "planned for 2 x T4" in text and "torch.float16 if SHARDED" in text and '"cpu" if SHARDED else' in text
+    assert yaml.safe_load((script.parent / "sharded.yaml").read_text())["num_processes"] == 2
+    with pytest.raises(ConfigError, match=r"for 2 GPUs.*export_plan"):
+        train(**job | {"plan": plan}, root=tmp_path / "runs")

@@ -180,3 +180,29 @@ def test_the_menu_has_a_light_for_every_model():
     assert rows["Qwen2.5-1.5B-Instruct"]["fits"] == "fits" and rows["Qwen3-14B"]["fits"] == "no"
     assert {row["fits"] for row in rows.values()} <= {"fits", "tight", "no"}
     assert traffic_light(TrainConfig(), T4, LLAMA_8B)[0] == "fits"
+
+
+def test_two_cards_share_the_step_and_each_plan_is_per_card():
+    config = TrainConfig(effective_batch_size=16)
+    one, two = (make_plan(config, T4, LLAMA_8B, exact=False, gpus=gpus) for gpus in (1, 2))
+    assert one.micro_batch * one.accumulation == 16 and two.micro_batch * two.accumulation * 2 == 16
+    assert "x 2 GPUs = 16 examples" in str(two) and "on each GPU" in str(two) and "replicated (DDP)" in str(two)
+    extra = {name: two.memory.parts.get(name, 0) for name in ("gradients on their way", "NCCL")}
+    assert all(extra.values()) and not set(extra) & set(one.memory.parts)
+
+
+def test_a_model_that_fits_no_single_card_fits_two_that_share_its_weights():
+    config, model = TrainConfig(effective_batch_size=8), CATALOG["Llama-2-13b-chat-hf"]
+    card = replace(KNOWN_GPUS["RTX 4060"], ram_free_bytes=64 * GIB)
+    with pytest.raises(DoesNotFit, match="sharded=True"):
+        make_plan(config, card, model, exact=False, gpus=2)
+    plan = make_plan(config, card, model, gpus=2, sharded=True)
+    whole = make_plan(config, replace(KNOWN_GPUS["RTX 4090"], ram_free_bytes=64 * GIB), model, exact=False)
+    assert plan.peak_bytes <= plan.budget and plan.measured is None and "sharded (FSDP2)" in str(plan)
+    assert plan.memory.parts["base weights"] == pytest.approx(whole.memory.parts["base weights"] / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(("gpu", "batch", "words"), [(CPU, 8, "is for CUDA cards"), (T4, 7, "cannot be shared equally among 2")])
+def test_sharing_that_cannot_work_is_refused_in_a_sentence(gpu, batch, words):
+    with pytest.raises(ConfigError, match=words):
+        make_plan(TrainConfig(effective_batch_size=batch), gpu, LLAMA_8B, exact=False, gpus=2)

@@ -19,7 +19,7 @@ from helpers.export.gguf import to_gguf
 from helpers.export.hub import download, push_to_hub, zip_folder
 from helpers.export.merging import merge
 from helpers.export.ollama import modelfile
-from helpers.export.script import export_script
+from helpers.export.script import export_plan, export_script
 
-__all__ = ["ExportError", "download", "export_script", "finished_adapter", "load_adapter", "merge", "model_card", "modelfile",
+__all__ = ["ExportError", "download", "export_plan", "export_script", "finished_adapter", "load_adapter", "merge", "model_card", "modelfile",
            "push_to_hub", "save_adapter", "to_gguf", "zip_folder"]  # fmt: skip

