@@ -4,8 +4,8 @@
     ModelShape.from_config(AutoConfig.from_pretrained(any_id))      # a model that is not on the menu
 
 Shapes are the numbers of each model's `config.json`. They were entered by hand from the published configurations and are
-checked where a published total exists (LoRA parameter counts, recorded runs); `source` says which. Licences and gating are
-`unverified` unless the row says otherwise: read the model's own card before you publish.
+checked where a published total exists (LoRA parameter counts, recorded runs). Each row says where its shape, its licence and its
+gating come from, or `unverified`: read the model's own card before you publish, because owners change both.
 """
 
 from __future__ import annotations
@@ -130,9 +130,15 @@ class BaseModel:
 
     id: str
     shape: ModelShape
-    licence: str = "unverified"
-    gated: bool = False
     source: str = "unverified"
+    """Where the shape comes from."""
+    licence: str = "unverified"
+    licence_source: str = "unverified"
+    gated: bool = False
+    """Must somebody accept the licence on the Hub before the files can be fetched?"""
+    gating_source: str = "unverified"
+    prequantised: str = ""
+    """A repository with the same weights already in NF4, a third of the download: only for ungated models above 7 GB."""
 
     @property
     def short_name(self) -> str:
@@ -145,50 +151,65 @@ _QWEN3 = ModelShape("qwen3", 2048, 6144, 28, 16, 8, 128, 151936, True, 40960)  #
 _SMOL = ModelShape("llama", 576, 1536, 30, 9, 3, 64, 49152, True, 8192)  # SmolLM2-135M
 
 
+# Where a licence or its gating was read. (The Hub's own model cards could not be asked when this was written.)
+_QWEN25_LICENCE = {"licence": "Apache-2.0", "licence_source": "README of github.com/QwenLM/Qwen2.5: all sizes but 3B and 72B"}
+_QWEN3_LICENCE = {"licence": "Apache-2.0", "licence_source": "README of github.com/QwenLM/Qwen3: all open-weight models"}
+_META = "README of github.com/meta-llama/llama-models"
+
+
+def _llama_licence(version: str) -> dict[str, Any]:
+    return {"licence": f"Llama {version} Community License", "licence_source": _META, "gated": True, "gating_source": _META}
+
+
 def _rows() -> list[BaseModel]:
     shape = replace
     recorded, counted = "recorded T4 runs", "published LoRA parameter count"
     return [
-        BaseModel(EMBEDDED_MODEL, _SMOL, "Apache-2.0", source="its GGUF file"),
+        BaseModel(EMBEDDED_MODEL, _SMOL, "its GGUF file", "Apache-2.0", "its GGUF file",
+                  gating_source="comes from the package index"),
         BaseModel("HuggingFaceTB/SmolLM2-360M-Instruct",
                   shape(_SMOL, hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15,
                         num_key_value_heads=5)),
         BaseModel("Qwen/Qwen2.5-0.5B-Instruct",
                   shape(_QWEN2, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-                        head_dim=64)),
+                        head_dim=64), **_QWEN25_LICENCE),
         BaseModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0",
                   ModelShape("llama", 2048, 5632, 22, 32, 4, 64, 32000, False, 2048)),
-        BaseModel("meta-llama/Llama-3.2-1B-Instruct", _LLAMA, gated=True, source=counted),
-        BaseModel("Qwen/Qwen2.5-1.5B-Instruct", _QWEN2, source=recorded),
+        BaseModel("meta-llama/Llama-3.2-1B-Instruct", _LLAMA, counted, **_llama_licence("3.2")),
+        BaseModel("Qwen/Qwen2.5-1.5B-Instruct", _QWEN2, recorded, **_QWEN25_LICENCE),
         BaseModel("HuggingFaceTB/SmolLM2-1.7B-Instruct",
-                  ModelShape("llama", 2048, 8192, 24, 32, 32, 64, 49152, True, 8192), source=recorded),
-        BaseModel("Qwen/Qwen3-1.7B", _QWEN3),
+                  ModelShape("llama", 2048, 8192, 24, 32, 32, 64, 49152, True, 8192), recorded),
+        BaseModel("Qwen/Qwen3-1.7B", _QWEN3, **_QWEN3_LICENCE),
         BaseModel("google/gemma-2-2b-it",
-                  ModelShape("gemma2", 2304, 9216, 26, 8, 4, 256, 256000, True, 8192), gated=True),
+                  ModelShape("gemma2", 2304, 9216, 26, 8, 4, 256, 256000, True, 8192),
+                  licence="Gemma terms of use", licence_source="https://ai.google.dev/gemma/terms", gated=True,
+                  gating_source="notice above the model cards of google/gemma"),
         BaseModel("HuggingFaceTB/SmolLM3-3B", ModelShape("smollm3", 2048, 11008, 36, 16, 4, 128, 128256, True, 65536)),
         BaseModel("meta-llama/Llama-3.2-3B-Instruct",
                   shape(_LLAMA, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128),
-                  gated=True, source=counted),
+                  counted, **_llama_licence("3.2")),
         BaseModel("microsoft/Phi-3.5-mini-instruct", ModelShape("phi3", 3072, 8192, 32, 32, 32, 96, 32064, False, 131072)),
         BaseModel("Qwen/Qwen3-4B",
                   shape(_QWEN3, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
-                  source=counted),
+                  counted, **_QWEN3_LICENCE),
         BaseModel("mistralai/Mistral-7B-Instruct-v0.3",
-                  ModelShape("mistral", 4096, 14336, 32, 32, 8, 128, 32768, False, 32768)),
+                  ModelShape("mistral", 4096, 14336, 32, 32, 8, 128, 32768, False, 32768),
+                  licence="Apache-2.0", licence_source="its model card, as copies of it on the Hub repeat it",
+                  prequantised="unsloth/mistral-7b-instruct-v0.3-bnb-4bit"),
         BaseModel("Qwen/Qwen2.5-7B-Instruct",
-                  ModelShape("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False, 32768), source=f"{counted}, {recorded}"),
+                  ModelShape("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False, 32768), f"{counted}, {recorded}",
+                  **_QWEN25_LICENCE, prequantised="unsloth/Qwen2.5-7B-Instruct-bnb-4bit"),
         BaseModel("meta-llama/Llama-3.1-8B-Instruct",
                   shape(_LLAMA, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, head_dim=128,
-                        tie_word_embeddings=False),
-                  gated=True, source=counted),
+                        tie_word_embeddings=False), counted, **_llama_licence("3.1")),
         BaseModel("Qwen/Qwen3-8B",
                   shape(_QWEN3, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
-                        tie_word_embeddings=False)),
+                        tie_word_embeddings=False), **_QWEN3_LICENCE),
         BaseModel("meta-llama/Llama-2-13b-chat-hf",
-                  ModelShape("llama", 5120, 13824, 40, 40, 40, 128, 32000, False, 4096), gated=True),
+                  ModelShape("llama", 5120, 13824, 40, 40, 40, 128, 32000, False, 4096), **_llama_licence("2")),
         BaseModel("Qwen/Qwen3-14B",
                   shape(_QWEN3, hidden_size=5120, intermediate_size=17408, num_hidden_layers=40, num_attention_heads=40,
-                        tie_word_embeddings=False), source=counted),
+                        tie_word_embeddings=False), counted, **_QWEN3_LICENCE, prequantised="unsloth/Qwen3-14B-bnb-4bit"),
     ]  # fmt: skip
 
 

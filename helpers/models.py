@@ -43,7 +43,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     release_last_model()
     if plan.gpu.kind == "cuda" and plan.gpu.capability < AMPERE:
         _repeat_shared_keys()
-    folder = fetch_weights(plan.model)
+    folder = fetch_weights(plan.model, quantised=config.quantization == "nf4")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -52,6 +52,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
         device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
     )
     keep_weights_trainable(model)
+    _calculate_in(model, getattr(torch, plan.dtype))
     global _last_model
     _last_model = weakref.ref(model)
     return model, tokenizer
@@ -108,6 +109,20 @@ def keep_weights_trainable(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _calculate_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Have everything calculated in `dtype`, whatever the files say.
+
+    transformers leaves weights that came in 4 bit as they were saved, and those were mostly saved with bf16 around them, which a T4 can
+    only emulate. For all others this changes nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(dtype)
 
 
 def attach_lora(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PeftModel:

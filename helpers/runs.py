@@ -140,10 +140,15 @@ def find_or_start(
     while True:
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")
         if not (folder / "run.json").is_file():
-            copy = _mirrored_run(mirrored, name, identity) if not again else None
+            try:
+                copy = _mirrored_run(mirrored, name, identity) if not again else None
+                if copy is not None:
+                    fetch(copy, folder)
+            except OSError as error:
+                print(f"[WARN] {mirrored} cannot be read ({error}): an earlier part of this run, if it is there, is not continued.")
+                copy = None
             if copy is None:
                 return Run(folder, identity, settings)
-            fetch(copy, folder)
         number += 1
         try:
             run = Run.load(folder)

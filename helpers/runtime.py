@@ -10,6 +10,11 @@ from pathlib import Path
 
 HUB = "https://huggingface.co"
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
+TOKEN_GOES_INTO = {
+    "colab": "Colab's secrets (the key icon on the left) under the name HF_TOKEN, with notebook access switched on",
+    "kaggle": "Kaggle's secrets (Add-ons > Secrets) under the label HF_TOKEN, attached to this notebook",
+    "local": "the environment variable HF_TOKEN, before Jupyter starts",
+}
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
@@ -26,9 +31,45 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     return True
 
 
+def is_network_error(error: Exception) -> bool:
+    """Did the Hub not answer at all? huggingface_hub 1 raises httpx's errors, huggingface_hub 2 those of httpx2."""
+    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+    )
+
+
+def drive_is_there() -> bool:
+    """Is Google Drive mounted, and does it answer? (A mount that has died raises errors instead of saying no.)"""
+    return os.path.isdir(DRIVE)
+
+
 def second_place() -> Path | None:
     """A folder for copies of runs that outlives the session: on Google Drive if it is mounted (mounting it is the opt-in)."""
-    return DRIVE / "finetune-kit" / "runs" if DRIVE.is_dir() else None
+    return DRIVE / "finetune-kit" / "runs" if drive_is_there() else None
+
+
+def mount_drive() -> bool:
+    """Mount Google Drive in Colab, so that runs are copied there; True if it worked. Colab asks for permission in a window.
+
+    It often fails (a closed window, an organisation's rules, Google's side), and training works without it, so an error is told, not raised.
+    """
+    if drive_is_there():
+        return True
+    if where() != "colab":
+        print("[WARN] Google Drive can be mounted in Colab only. Runs stay in runs/ on this machine.")
+        return False
+    try:
+        from google.colab import drive
+
+        drive.mount(str(DRIVE.parent))
+    except Exception as error:  # ValueError("mount failed"), credentials, a folder in the way: Colab raises what it likes
+        print(f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to keep before the "
+              "session ends (helpers.export: zip_folder, download).")  # fmt: skip
+        return False
+    return drive_is_there()
 
 
 def where() -> str:

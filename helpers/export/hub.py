@@ -6,12 +6,11 @@ import os
 import zipfile
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from helpers.export.files import PART, ExportError, check_disk, flush
-from helpers.runtime import find_token, where
+from helpers.runtime import find_token, is_network_error, where
 
 NEVER_UPLOADED = [
     "checkpoints/*",
@@ -52,7 +51,9 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi 
         api.upload_folder(
             repo_id=repo, folder_path=folder, ignore_patterns=NEVER_UPLOADED, commit_message="Upload from finetune-kit"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError, OSError)) and not is_network_error(error):
+            raise
         raise ExportError(
             f"Nothing whole has arrived at {repo} yet ({_last_line(error)}): mend that, then call it again to go on."
         ) from error

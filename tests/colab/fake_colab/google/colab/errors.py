@@ -1,0 +1,2 @@
+class Error(Exception):
+    """Base of the errors that Colab raises."""

@@ -1,0 +1,192 @@
+"""Downloads from the Hub, against a Hub on this machine behind HF_ENDPOINT: what is fetched, what is refused, and what is said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.hub import needed_files
+from tests.fake_hub import FakeHub
+
+CONFIG = json.dumps({"model_type": "llama"}).encode()
+SMALL = {"config.json": CONFIG, "model.safetensors": b"weights", "tokenizer.json": b"{}", "README.md": b"card"}
+MISTRAL, COPY = "mistralai/Mistral-7B-Instruct-v0.3", "unsloth/mistral-7b-instruct-v0.3-bnb-4bit"
+LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
+FETCH = """
+from pathlib import Path
+import helpers.hub, shutil, sys
+from helpers.weights import WeightsError, fetch_weights
+{before}
+try:
+    folder = fetch_weights({model!r}{arguments})
+    print("FOLDER", folder)
+    print("FILES", *sorted(file.name for file in Path(folder).iterdir() if file.is_file()))
+except WeightsError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def hub():
+    with FakeHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def fetch(hub, root, tmp_path):
+    """`fetch_weights` in a Python of its own (huggingface_hub reads HF_ENDPOINT once, when it is imported): what it printed."""
+
+    def run(model, arguments="", before="", token="", place=None):
+        environment = (
+            os.environ | hub.environment(tmp_path / "cache", token) | ({"KAGGLE_KERNEL_RUN_TYPE": "x"} if place == "kaggle" else {})
+        )
+        code = FETCH.format(model=model, arguments=arguments, before=before)
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def free_disk(gigabytes):
+    return f"import types; shutil.disk_usage = lambda place: types.SimpleNamespace(free={gigabytes}e9)"
+
+
+def test_a_model_is_fetched_once_and_found_again_without_the_hub(hub, fetch):
+    hub.add("someone/model", SMALL)
+    out = fetch("someone/model")
+    assert (
+        "FILES config.json model.safetensors tokenizer.json" in out
+        and Path(out.split()[1], "model.safetensors").read_bytes() == b"weights"
+    )
+    assert sorted(hub.downloaded()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    fetch("someone/model")
+    assert len(hub.downloaded()) == 3
+    hub.down = True
+    assert "FILES config.json model.safetensors" in fetch("someone/model")
+
+
+def test_what_is_there_twice_or_in_other_formats_is_not_fetched():
+    sizes = {"config.json": 1, "consolidated.safetensors": 15, "model-00001-of-00002.safetensors": 8, "model-00002-of-00002.safetensors": 7,
+             "model.safetensors.index.json": 1, "pytorch_model.bin": 15, "original/consolidated.00.pth": 15, "onnx/model.safetensors": 9,
+             "tokenizer.model": 1, "README.md": 1}  # fmt: skip
+    assert sum(needed_files(sizes).values()) == 1 + 8 + 7 + 1 + 1
+    assert "model.safetensors" in needed_files({"model.safetensors": 2, "adapter_model.safetensors": 1})
+    assert list(needed_files({"weights.safetensors": 2})) == ["weights.safetensors"]
+
+
+def test_a_repository_with_pickles_only_is_refused_before_anything_is_fetched(hub, fetch):
+    hub.add("someone/old", {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
+    assert "Pickled weights (.bin) are refused" in fetch("someone/old")
+    assert hub.downloaded() == []
+
+
+def test_a_download_that_does_not_fit_the_disk_is_refused_before_it_starts(hub, fetch):
+    hub.add("someone/large", SMALL, sizes={"model.safetensors": 15_200_000_000})
+    out = fetch("someone/large", before=free_disk(9))
+    assert "HubRefusal someone/large is a download of 15.2 GB, and 9.0 GB are free" in out and "HF_HOME" in out
+    assert hub.downloaded() == []
+    assert "FILES" in fetch("someone/large", before=free_disk(17))
+
+
+@pytest.mark.parametrize("place, how", [("local", "environment variable HF_TOKEN"), ("kaggle", "Add-ons > Secrets")])
+def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_what_else_to_take(hub, fetch, place, how):
+    hub.add(LLAMA, SMALL, gated=True)
+    out = fetch(LLAMA, place=place)
+    assert out.startswith(f"HubRefusal {LLAMA} is gated") and f"https://huggingface.co/{LLAMA}" in out
+    assert how in out and 'config.model = "TinyLlama-1.1B-Chat-v1.0"' in out
+    assert hub.downloaded() == []
+
+
+def test_a_gated_model_that_the_token_may_not_read_says_so_and_one_that_it_may_is_fetched(hub, fetch):
+    hub.add(LLAMA, SMALL, gated=True)
+    assert "A token is there, but not with that right" in fetch(LLAMA, token=hub.token_without_right)
+    out = fetch(LLAMA, token=hub.token)
+    assert "FILES config.json model.safetensors" in out and hub.token not in out
+
+
+def test_a_gated_model_that_is_not_on_the_menu_gets_an_alternative_of_its_size(hub, fetch):
+    hub.add("someone/gated", SMALL, gated=True, parameters=7_000_000_000)
+    assert 'config.model = "Mistral-7B-Instruct-v0.3"' in fetch("someone/gated")
+
+
+def test_a_wrong_token_and_a_missing_model_are_told_apart(hub, fetch):
+    hub.add("someone/model", SMALL)
+    wrong = fetch("someone/model", token="hf_expired")
+    assert "refuses the token that it was given" in wrong and "hf_expired" not in wrong
+    missing = fetch("someone/missing", token=hub.token)
+    assert "No weights for 'someone/missing'" in missing and "404" in missing and "Check the spelling" in missing
+
+
+def test_a_hub_that_does_not_answer_is_named_as_the_reason(hub, fetch):
+    hub.down = True
+    assert "Hugging Face Hub: it does not answer, and someone/model is not in its cache" in fetch("someone/model")
+
+
+def test_half_a_download_is_not_taken_for_a_model(hub, fetch, tmp_path):
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}).encode()
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index, "model-00001-of-00002.safetensors": b"1",
+             "model-00002-of-00002.safetensors": b"2"}  # fmt: skip
+    hub.add("someone/sharded", files)
+    folder = Path(fetch("someone/sharded").split()[1])
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    hub.down = True
+    out = fetch("someone/sharded")
+    assert "FOLDER" not in out and "in its cache" in out
+    hub.down = False
+    assert "FILES" in fetch("someone/sharded")
+
+
+# ------------------------------------------------------------------------------------------- weights that are 4-bit already
+
+NF4 = {"model_type": "mistral", "hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32768,
+       "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}  # fmt: skip
+
+
+@pytest.fixture
+def large(hub):
+    hub.add(MISTRAL, SMALL | {"tokenizer_config.json": b"original"}, sizes={"model.safetensors": 14_500_000_000})
+    hub.add(
+        COPY, SMALL | {"config.json": json.dumps(NF4).encode(), "model.safetensors": b"4 bit", "tokenizer_config.json": b"changed"}
+    )
+    return hub
+
+
+def test_a_large_model_for_training_in_4_bit_comes_in_4_bit_with_its_own_tokenizer(large, fetch):
+    out = fetch(MISTRAL, ", quantised=True")
+    assert f"Taking {COPY}" in out and "(14.5 GB)" in out
+    folder = Path(out.partition("FOLDER ")[2].splitlines()[0])
+    assert (folder / "model.safetensors").read_bytes() == b"4 bit" and (
+        folder / "tokenizer_config.json"
+    ).read_bytes() == b"original"
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    fetched = len(large.downloaded())
+    large.down = True
+    assert str(folder) in fetch(MISTRAL, ", quantised=True") and len(large.downloaded()) == fetched
+
+
+def test_for_merging_and_where_it_is_small_the_model_itself_comes(large, fetch):
+    assert "Taking" not in fetch(MISTRAL)
+    large.add("Qwen/Qwen2.5-7B-Instruct", SMALL, sizes={"model.safetensors": 5_000_000_000})
+    assert "Taking" not in fetch("Qwen/Qwen2.5-7B-Instruct", ", quantised=True")
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"model_type": "llama"}, "its model_type is llama, not mistral"),
+        ({"quantization_config": {}}, "its weights are not in NF4"),
+    ],
+)
+def test_a_copy_that_is_something_else_is_not_taken(large, fetch, change, why):
+    large.add(COPY, SMALL | {"config.json": json.dumps(NF4 | change).encode()})
+    out = fetch(MISTRAL, ", quantised=True")
+    assert f"{COPY} is of no use here ({why}" in out and "FILES config.json model.safetensors" in out
+
+
+def test_a_copy_that_is_gone_is_not_missed(large, fetch):
+    del large.repositories[COPY]
+    assert "FILES config.json model.safetensors" in fetch(MISTRAL, ", quantised=True")
