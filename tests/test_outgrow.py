@@ -163,7 +163,7 @@ def test_a_plan_for_two_cards_becomes_a_script_although_nothing_was_run(job, tmp
     script = export_plan(job["config"], plan, job["training"], job["validation"], tmp_path / "export")
     text = script.read_text()
     compile(text, script, "exec")
-    assert "planned for 2 x T4" in text and "torch.float16 if SHARDED" in text and '"cpu" if SHARDED else' in text
+    assert "planned for 2 x Tesla T4" in text and "torch.float16 if SHARDED" in text and '"cpu" if SHARDED else' in text
     assert yaml.safe_load((script.parent / "sharded.yaml").read_text())["num_processes"] == 2
     with pytest.raises(ConfigError, match=r"for 2 GPUs.*export_plan"):
         train(**job | {"plan": plan}, root=tmp_path / "runs")
