@@ -1,6 +1,6 @@
 """The panel without a browser: what each control does to the config, what the config does to the panel, and how fast.
 
-Runs under ipywidgets 8 with everything installed, and under 7.7.1 in an environment without torch (`make test-widgets7`).
+Runs under ipywidgets 8, and under 7.7.1 with the versions of free Colab (`make test-colab`).
 """
 
 from __future__ import annotations
@@ -202,7 +202,10 @@ def test_what_does_not_suit_the_model_is_said_next_to_the_control(config, panel)
      ("learning_rate", 1e300), ("lora_dropout", float("inf")), ("validation_share", 0.9), ("target_modules", []), ("target_modules", "q_proj"),
      ("max_length", 10**7), ("effective_batch_size", 0), ("effective_batch_size", 10**7), ("effective_batch_size", 2.5), ("seed", 1.5),
      ("lr_scheduler_type", None), ("model", "<b>no</b>"), ("data", ""), ("data", "\0"), ("name", ""), ("max_steps", 0), ("quantization", "int3"),
-     ("gradient_checkpointing", "maybe")],
+     ("gradient_checkpointing", "maybe"), ("learning_rate", "2e-4"), ("learning_rate", True), ("learning_rate", None), ("model", None),
+     ("effective_batch_size", 10**30), ("max_length", 10**30), ("max_length", float("inf")), ("r", None), ("r", 16.0), ("name", None),
+     ("name", 5), ("target_modules", None), ("target_modules", [1]), ("validation_share", float("nan")), ("validation_share", "15 %"),
+     ("data", None), ("data", 3)],
 )  # fmt: skip
 def test_nonsense_in_the_config_is_shown_or_named_and_nothing_breaks(config, panel, field, value):
     setattr(config, field, value)
@@ -213,6 +216,24 @@ def test_nonsense_in_the_config_is_shown_or_named_and_nothing_breaks(config, pan
     assert "<b>" not in panel.plan_view.value.replace("<b>fits", "")
     panel.controls["lora_alpha"].inputs[0].value = 64
     assert config.lora_alpha == 64, "what is wrong elsewhere must not stand in the way"
+
+
+@pytest.mark.parametrize(("field", "value"), [("effective_batch_size", 10**30), ("learning_rate", "2e-4"), ("max_length", None)])
+def test_a_panel_opens_on_nonsense_too_and_says_what_belongs_there(field, value):
+    config = TrainConfig()  # model "auto": the planner is asked before anything is shown
+    setattr(config, field, value)
+    panel = ControlPanel(config, T4)
+    assert field in panel.controls[field].reason and field in panel.plan_view.value and field in panel.summary()
+    assert not panel.settings.edit({field: getattr(TrainConfig, field)}), "and lets it be mended"
+
+
+def test_opening_the_panel_changes_nothing_and_its_text_is_short(config):
+    before = copy.deepcopy(config)
+    panel = control_panel(config, T4)
+    assert config == before
+    text = panel._repr_mimebundle_()["text/plain"]
+    assert len(text.splitlines()) <= 20 and max(map(len, text.splitlines())) <= 120
+    assert all(f"{name}=" in text for name in FIELDS), "every setting is in the text"
 
 
 def test_a_card_that_is_too_small_for_everything_says_so(config):
@@ -342,6 +363,25 @@ def test_a_good_upload_becomes_the_data(config, panel):
     assert "40 rows read" in panel.data.report.value
 
 
+def test_an_upload_that_cannot_be_written_is_not_taken(config, panel, monkeypatch):
+    pytest.importorskip("datasets")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before = copy.copy(config)
+    panel.data.upload.set_trait("value", uploaded("mine.jsonl", b"".join(GOOD % (n, n) for n in range(40))))
+    assert config == before and "Not taken" in panel.data.report.value and "No space left" in panel.data.report.value
+
+
+def test_a_file_too_small_to_train_on_is_not_taken(config, panel):
+    pytest.importorskip("datasets")
+    before = copy.copy(config)
+    panel.data.upload.set_trait("value", uploaded("one.jsonl", GOOD % (1, 1)))
+    assert config == before and "Not taken" in panel.data.report.value
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, b"{" * 200_000, b"not json\n" * 50, b"x" * 3_000_000, b'{"a": 1}\n'],
     ids=["empty", "picture", "braces", "words", "one long line", "no columns"],
@@ -396,8 +436,30 @@ def test_a_run_that_cannot_be_read_is_named(panel):
     Path("runs/half").mkdir()
     Path("runs/half/run.json").write_text("{")
     panel.compare.again.click()
+    panel.compare.runs.value = ("half",)
+    assert "runs/half" in panel.compare.note.value and not panel.compare.table.value
     panel.compare.runs.value = ("half", "whole")
-    assert "cannot be compared" in panel.compare.note.value
+    assert "runs/half" in panel.compare.note.value and "runs/whole" not in panel.compare.note.value
+    assert "<td>whole</td>" in panel.compare.table.value, "one broken folder must not hide the others"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{}", '{"settings": {}}', "\x00" * 9])
+def test_no_run_folder_breaks_the_panel(panel, content):
+    Path("runs/odd").mkdir(parents=True)
+    Path("runs/odd/run.json").write_text(content)
+    panel.compare.again.click()
+    panel.compare.runs.value = ("odd",)
+    assert "runs/odd" in panel.compare.note.value and panel.compare.frame.layout.display == "none"
+
+
+def test_a_run_that_was_deleted_meanwhile_is_named(panel):
+    a_run("gone")
+    panel.compare.again.click()
+    Path("runs/gone/run.json").unlink()
+    panel.compare.runs.value = ("gone",)
+    assert "runs/gone" in panel.compare.note.value
+    panel.compare.again.click()
+    assert panel.compare.runs.options == ()
 
 
 def test_the_dataclass_as_code_is_the_config(config, panel):

@@ -166,7 +166,8 @@ def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypat
         values(tmp_path / "bomb.jsonl.gz")
 
 
-def test_sources_that_are_none(tmp_path):
+def test_sources_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)  # not there, whatever another test has imported
     (tmp_path / "empty").mkdir()
     two = pd.DataFrame([[1, 2]], columns=["a", "a"])
     for source, message in [(tmp_path / "no.jsonl", "No data file at"), (tmp_path / "empty", "No data file in the folder"), (3, "int is no source"),

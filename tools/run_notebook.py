@@ -2,7 +2,8 @@
 
     python -m tools.run_notebook notebooks/00_quickstart.ipynb --into runs/quickstart
 
-Writes `report.html` (the executed notebook) and adds a line to `executions.jsonl`: seconds and peak memory of the kernel.
+Writes `report.html` and `executed.ipynb` (the executed notebook, as a page and as a file) and adds a line to `executions.jsonl`:
+seconds and peak memory of the kernel.
 The notebook file itself is not changed, so no outputs reach git.
 """
 
@@ -46,7 +47,8 @@ def main() -> int:
 
     notebook = nbformat.read(arguments.notebook, as_version=4)
     workdir = {"metadata": {"path": str(arguments.notebook.parent)}}
-    client = NotebookClient(notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text)
+    client = NotebookClient(notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text,
+                            store_widget_state=False)  # fmt: skip  # a page shows the panel's text: widgets would need a network
     started, failure = time.monotonic(), None
     try:
         client.execute()
@@ -57,6 +59,7 @@ def main() -> int:
     arguments.into.mkdir(parents=True, exist_ok=True)
     page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": arguments.notebook.stem}})
     (arguments.into / "report.html").write_text(page, encoding="utf-8")
+    nbformat.write(notebook, arguments.into / "executed.ipynb")
     if failure is not None:
         print(
             f"\n{arguments.notebook} failed; the page up to there: {arguments.into / 'report.html'}\n\n{failure}", file=sys.stderr

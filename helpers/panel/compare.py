@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from helpers.panel.controls import explain
+from helpers.panel.controls import explain, picture
 
 MOST_ROWS = 8
 
@@ -26,12 +26,12 @@ class CompareView(widgets.VBox):
         explain(self.again, "Reads the folder of runs again, after a training.")
         self.note = widgets.HTML(layout={"width": "auto"})
         self.table = widgets.HTML(layout={"width": "auto"})
-        self.picture = widgets.Image(format="png", layout={"display": "none", "width": "100%", "max_width": "720px"})
+        self.picture, self.frame = picture("720px")
         self.runs.add_class("ftk-control")
         self.runs.observe(self._draw, "value")
         self.again.on_click(lambda button: self.find())
         super().__init__(
-            [widgets.Box([self.runs, self.again], layout={"flex_flow": "row wrap"}), self.note, self.table, self.picture]
+            [widgets.Box([self.runs, self.again], layout={"flex_flow": "row wrap"}), self.note, self.table, self.frame]
         )
         self.find()
 
@@ -47,25 +47,50 @@ class CompareView(widgets.VBox):
 
     def _draw(self, change: object = None) -> None:
         names = self.runs.value
-        self.table.value, problem = "", ""
+        self.table.value, note, shown = "", "", False
         if names:
-            problem = self._compare([self.root / name for name in names])
+            shown, note = self._compare([self.root / name for name in names])
         elif self.runs.options:
-            problem = "Choose two or more with Ctrl or Shift."
+            note = "Choose two or more with Ctrl or Shift."
         else:
-            problem = f"No recorded runs in {self.root}/ yet: train first."
-        self.picture.layout.display = None if names and not problem else "none"
-        self.note.value = f'<div class="ftk-small">{escape(problem)}</div>'
+            note = f"No recorded runs in {self.root}/ yet: train first."
+        self.frame.layout.display = None if shown else "none"
+        self.note.value = f'<div class="ftk-small">{escape(note)}</div>'
 
-    def _compare(self, folders: list[Path]) -> str:
-        from helpers.comparison import compare_runs
-
+    def _compare(self, folders: list[Path]) -> tuple[bool, str]:
+        """Draw the runs that can be read. Returns (is anything drawn?, what could not be read and why)."""
+        problems = {}
         try:
-            table, figure = compare_runs(folders)
-        except Exception as error:  # a folder that is half written or from another version
-            return f"These runs cannot be compared: {type(error).__name__}, {error}."
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        self.picture.value = buffer.getvalue()
-        self.table.value = f'<div class="ftk-scroll" tabindex="0">{table.to_html(index=False, border=0, na_rep="")}</div>'
-        return ""
+            found = _compared(folders)
+        except Exception:  # a folder that is half written, gone, or from another version: which one?
+            problems = {folder: problem for folder in folders if (problem := _problem(folder))}
+            folders = [folder for folder in folders if folder not in problems]
+            if not folders or not problems:
+                return False, _left_out(problems) or "These runs cannot be compared with each other."
+            found = _compared(folders)
+        self.table.value, self.picture.value = found
+        return True, _left_out(problems)
+
+
+def _compared(folders: list[Path]) -> tuple[str, bytes]:
+    """(table as HTML, chart as PNG)."""
+    from helpers.comparison import compare_runs
+
+    table, figure = compare_runs(folders)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return f'<div class="ftk-scroll" tabindex="0">{table.to_html(index=False, border=0, na_rep="")}</div>', buffer.getvalue()
+
+
+def _problem(folder: Path) -> str:
+    """Why a run cannot be shown even alone; "" if it can."""
+    try:
+        _compared([folder])
+    except Exception as error:  # whatever a broken folder may bring up
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _left_out(problems: dict[Path, str]) -> str:
+    reasons = "; ".join(f"{folder} ({why})" for folder, why in problems.items())
+    return f"Left out, because it cannot be read: {reasons}. Delete the folder, or train that run again." if reasons else ""

@@ -18,6 +18,7 @@ from helpers.panel.settings import FIELDS, field_lessons
 
 LAYOUT = {"width": "auto", "min_width": "0"}
 STYLE = {"description_width": "128px"}
+WIDEST = "640px"
 
 
 def explain(widget: widgets.Widget, lesson: str) -> None:
@@ -25,8 +26,18 @@ def explain(widget: widgets.Widget, lesson: str) -> None:
     setattr(widget, "tooltip" if widget.has_trait("tooltip") else "description_tooltip", lesson)
 
 
+def picture(width: str) -> tuple[widgets.Image, widgets.Box]:
+    """(a chart's image, its frame, hidden until there is something to show)."""
+    image = widgets.Image(format="png", layout={"width": "100%", "max_width": width})
+    frame = widgets.Box([image], layout={"display": "none", "width": "auto"})
+    frame.add_class("ftk-picture")
+    return image, frame
+
+
 class Control:
     """A field's widget with a line below it for reasons. Subclasses say which widget, and how a value gets in and out."""
+
+    width = "300px"  # below which a control goes to a line of its own
 
     def __init__(self, row: Row, edited: Callable[[str, Any], None]) -> None:
         self.row, self.edited, self.lesson = row, edited, field_lessons()[row.field]
@@ -37,7 +48,9 @@ class Control:
         for widget in self.inputs:
             explain(widget, self.lesson)
             widget.observe(self.moved, "value")
-        self.box = widgets.VBox([*self.inputs, self.note], layout={"flex": "1 1 300px", "min_width": "0", "max_width": "520px"})
+        self.box = widgets.VBox(
+            [*self.inputs, self.note], layout={"flex": f"1 1 {self.width}", "min_width": "0", "max_width": WIDEST}
+        )
         self.box.add_class("ftk-control")
 
     def build(self) -> list[widgets.Widget]:
@@ -97,7 +110,7 @@ class Stops(Control):
         return [(self.row.words.get(value) or self.row.written(value), value) for value in values]
 
     def put(self, value: Any) -> None:
-        if not isinstance(value, (int, float)) or value != value:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
             raise ValueError(value)
         slider = self.inputs[0]
         with slider.hold_sync():
@@ -136,6 +149,8 @@ class Choice(Control):
 
 class Menu(Choice):
     """A menu, and a line to write what is not on it. Lists of names are written with commas."""
+
+    width = "480px"  # its lines are long
 
     def offer(self, options: Sequence[tuple[str, Any]]) -> None:
         super().offer(options)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from helpers.panel.controls import Menu, explain
+from helpers.panel.controls import Menu, explain, picture
 
 if TYPE_CHECKING:
     from helpers.data.report import Report
@@ -20,6 +20,7 @@ SAMPLES, UPLOADS = Path("data_samples"), Path("runs/uploads")
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 CHARACTERS_PER_TOKEN = 4  # of English with a usual tokenizer; good to a fifth, until the model's own has counted
 FORMAT_TOKENS = 12  # what a chat template adds around one question and one answer
+TO_COUNT = "lengths are guessed from characters: the button above counts tokens"
 MOST_CHECKED_AT_ONCE = 20 * 2**20  # bytes; larger files are checked when the button is pressed
 
 
@@ -41,14 +42,14 @@ class DataView(widgets.VBox):
         )
         explain(self.count, "Counts real tokens instead of characters; takes some seconds, and may download the tokenizer.")
         self.report = widgets.HTML(layout={"width": "auto"})
-        self.picture = widgets.Image(format="png", layout={"display": "none", "width": "100%", "max_width": "620px"})
+        self.picture, self.frame = picture("620px")
         self.upload.observe(self._uploaded, "value")
         super().__init__(
             [
                 widgets.Box([control.box]),  # a row, in which the control has its own width and height
                 widgets.Box([self.upload, self.count], layout={"flex_flow": "row wrap"}),
                 self.report,
-                self.picture,
+                self.frame,
             ]
         )
         self.offer()
@@ -72,10 +73,17 @@ class DataView(widgets.VBox):
     def _uploaded(self, change: dict[str, Any]) -> None:
         for name, content in uploads(change["new"]):
             report, text = _checked({name: content})
-            if report is None or not report.counts["kept"]:
+            if report is None or not report.ready:
                 self._tell(text, "Not taken: the config still names the file that it had.")
                 continue
-            path = keep(name, content).as_posix()
+            try:
+                path = keep(name, content).as_posix()
+            except OSError as error:
+                self._tell(
+                    f"The file is good, but could not be written to {UPLOADS}: {error}. Make room there, then upload again.",
+                    "Not taken.",
+                )
+                continue
             self.offer()
             self._take(path, report, text)
             self.choose(path)
@@ -130,15 +138,15 @@ class DataView(widgets.VBox):
     def draw(self, max_length: int) -> None:
         """The histogram, with the line at `max_length`."""
         if not self.lengths:
-            self.picture.layout.display = "none"
+            self.frame.layout.display = "none"
             return
         from helpers.charts import length_chart
 
         buffer = io.BytesIO()
-        title = "" if self.counted else f"≈ {CHARACTERS_PER_TOKEN} characters a token"
+        title = Path(self.checked).name + ("" if self.counted else f", ≈ {CHARACTERS_PER_TOKEN} characters a token")
         length_chart(self.lengths, max_length, title=title).savefig(buffer, format="png", dpi=100)
         self.picture.value = buffer.getvalue()
-        self.picture.layout.display = None
+        self.frame.layout.display = None
 
 
 def _checked(source: Any, model: str = "", max_length: int | None = None) -> tuple[Report | None, str]:
@@ -152,6 +160,8 @@ def _checked(source: Any, model: str = "", max_length: int | None = None) -> tup
         return None, f"The check needs a package that is not installed here ({error}). pip install -r requirements.txt"
     except Exception as error:  # DataError, and whatever else a broken file or tokenizer may bring up
         return None, str(error) or type(error).__name__
+    if not model:  # here it is a button that names the model
+        report.notes[:] = [TO_COUNT if note.startswith("tokens were not checked") else note for note in report.notes]
     return report, str(report)
 
 

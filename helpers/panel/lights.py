@@ -6,7 +6,7 @@ from helpers.catalog import CATALOG, BaseModel
 from helpers.config import ConfigError, TrainConfig
 from helpers.hardware import Gpu
 from helpers.menu import traffic_light
-from helpers.panel.outlook import LARGEST_BATCH, Outlook
+from helpers.panel.outlook import Outlook
 from helpers.panel.views import menu_label
 
 
@@ -18,8 +18,6 @@ def light_of(config: TrainConfig, outlook: Outlook) -> str:
 
 
 def light(config: TrainConfig, gpu: Gpu, row: BaseModel) -> str:
-    if config.effective_batch_size > LARGEST_BATCH:
-        return "no"
     try:
         return traffic_light(config, gpu, row)[0]
     except (ConfigError, ValueError, TypeError):  # a setting that cannot work anywhere

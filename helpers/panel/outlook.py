@@ -14,11 +14,9 @@ from helpers.config import ConfigError, TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu, attention, loss_head, speed
 from helpers.memory import MemoryEstimate, estimate, work
 from helpers.menu import choose_model
-from helpers.panel.settings import problems
+from helpers.panel.settings import problems, usable
 from helpers.planner import DoesNotFit, Plan, make_plan
 from helpers.recipe import total_steps
-
-LARGEST_BATCH = 10_000  # the planner tries every divisor
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,13 @@ def look_ahead(config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: 
         hub: can the Hugging Face Hub be reached? Decides what "auto" means.
         exact: let the dry run decide (seconds) instead of the formula (instant).
     """
+    wrong, config = problems(config), usable(config)
     name, why = choose_model(config, gpu, hub)
     try:
         row = _row(name)
     except (ConfigError, ImportError, OSError) as error:
         return Outlook(name, why, None, gpu, None, None, str(error))
-    if wrong := problems(config):
+    if wrong:
         return Outlook(name, why, row.shape, gpu, None, None, " ".join(dict.fromkeys(wrong.values())))
     steps = _steps(config, examples)
     known = {
@@ -109,12 +108,10 @@ def look_ahead(config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: 
         "trainable": _trainable(config, row.shape),
     }
     try:
-        if config.effective_batch_size > LARGEST_BATCH:
-            raise ConfigError(f"effective_batch_size={config.effective_batch_size} is too large to plan; 8 to 64 is usual.")
         plan = make_plan(config, gpu, row, exact=exact)
     except (ConfigError, DoesNotFit) as error:
         return Outlook(**known, plan=None, memory=_smallest(config, gpu, row.shape), problem=str(error))
-    except (ValueError, TypeError) as error:  # a value that no check names, such as half an example
+    except (ValueError, TypeError, ArithmeticError) as error:  # a value that no check names, such as a length of 20 digits
         return Outlook(**known, plan=None, memory=None, problem=f"These settings cannot be planned: {error}.")
     step_seconds = plan.seconds_per_step or _seconds_per_step(config, plan, row.shape)
     return Outlook(**known, plan=plan, memory=plan.memory, seconds=steps * step_seconds if steps and step_seconds else None)

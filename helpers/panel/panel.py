@@ -20,12 +20,12 @@ from helpers.config import TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu
 from helpers.panel import views
 from helpers.panel.compare import CompareView
-from helpers.panel.controls import CONTROLS, Control, explain
+from helpers.panel.controls import CONTROLS, STYLE, WIDEST, Control, explain
 from helpers.panel.data import DataView
 from helpers.panel.lights import light_of, model_menu
 from helpers.panel.outlook import Outlook, look_ahead, reachable_hub, this_machine
 from helpers.panel.presets import PRESETS
-from helpers.panel.settings import Settings, by_field, problems
+from helpers.panel.settings import Settings, by_field, problems, usable
 
 SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 PAUSE = 0.3  # seconds without a move, after which the slower views follow: traffic lights of the whole menu, histogram, code
@@ -66,8 +66,8 @@ class ControlPanel(widgets.VBox):
         self.controls = {row.field: row.kind(row, self._edited) for row in CONTROLS}
         self.plan_view, self.bar_view = _html(flex="1 1 320px", width="auto", min_width="0"), _html()
         self.model_view, self.share_view, self.reasons_view = _html(), _html(), _html()
-        self.card = widgets.Dropdown(options=list(self.cards), description="plan for", layout={"width": "auto", "max_width": "520px"},
-                                     style={"description_width": "128px"})  # fmt: skip
+        self.card = widgets.Dropdown(options=list(self.cards), description="plan for", style=STYLE,
+                                     layout={"width": "auto", "max_width": WIDEST})  # fmt: skip
         self.exact = widgets.Button(description="Exact", icon="check", layout={"width": "auto"})
         self.code = widgets.Textarea(rows=16, layout={"width": "auto"})
         self.data = DataView(self.controls["data"], lambda path: self._edited("data", path), self._data_changed)
@@ -77,6 +77,7 @@ class ControlPanel(widgets.VBox):
         self._wire()
         _PANELS.append(self)
         self.refresh()
+        self._redraw_slowly()  # whoever opens it sees the whole menu at once
 
     # ------------------------------------------------------------------------------------------------ assembling
 
@@ -91,7 +92,11 @@ class ControlPanel(widgets.VBox):
         for widget, lesson in [
             (self.card, "Memory and time are planned for this card; training uses the machine that you are on."),
             (self.exact, "Runs the real training step without weights (some seconds): the exact peak instead of the formula's."),
-            (self.lessons, "Shows under each control what it does; the same sentences are its tooltip."),
+            (
+                self.lessons,
+                "Shows under each control what it does, as its tooltip says it. Keys: Tab goes from one to the next; arrows, Page Up, Page Down, "
+                "Home and End move a slider (in Notebook 7 without the arrows, which move between cells there).",
+            ),
             (self.code, "Select all and copy: the settings as code, with this kit and without it."),
         ]:
             explain(widget, lesson)
@@ -121,7 +126,9 @@ class ControlPanel(widgets.VBox):
         self.undo.on_click(lambda _: self._applied(self.settings.undo()))
         self.reset.on_click(lambda _: self._applied(self.settings.reset()))
         self.exact.on_click(lambda _: self._run_exactly())
-        self.data.count.on_click(lambda _: self.data.count_tokens(self.config.data, self.outlook.model, self.config.max_length))
+        self.data.count.on_click(
+            lambda _: self.data.count_tokens(str(self.config.data), self.outlook.model, usable(self.config).max_length)
+        )
         self.card.observe(lambda change: self._redraw(), "value")
         self.lessons.observe(lambda change: self._annotate(), "value")
         self.chooser.observe(lambda change: self._open_section(), "value")
@@ -189,8 +196,8 @@ class ControlPanel(widgets.VBox):
 
     def _annotate(self) -> None:
         """The lines under the controls."""
-        config, outlook = self.config, self.outlook
-        wrong = problems(config) or (by_field(outlook.problem) if outlook.problem else {})
+        config, outlook = usable(self.config), self.outlook
+        wrong = problems(self.config) or (by_field(outlook.problem) if outlook.problem else {})
         hints = views.hints(config, outlook) | {"max_length": self.data.coverage(config.max_length)}
         for field, control in self.controls.items():
             control.say(hints.get(field, ""), wrong.get(field, control.reason), self.lessons.value)
@@ -205,15 +212,15 @@ class ControlPanel(widgets.VBox):
             self._redraw_slowly()
 
     def _redraw_slowly(self) -> None:
-        state = self._state()
+        state, config = self._state(), usable(self.config)
         if self._lights_for != state:
-            self.controls["model"].offer(model_menu(self.config, self.gpu))
+            self.controls["model"].offer(model_menu(config, self.gpu))
             self.controls["target_modules"].offer(views.layer_choices(self.outlook.shape))
             self._lights_for = state
         if self.chooser.value == "Data":
-            self.data.draw(self.config.max_length)
+            self.data.draw(config.max_length)
         if self.chooser.value == "Code":
-            self.code.value = as_code(self.config, self.outlook.plan, self.data.training_examples(self.config.validation_share))
+            self.code.value = as_code(self.config, self.outlook.plan, self.data.training_examples(config.validation_share))
 
     def _state(self) -> Any:
         return repr(self.config), self.card.value
@@ -236,9 +243,8 @@ class ControlPanel(widgets.VBox):
 
     def summary(self) -> str:
         """The panel as text."""
-        return views.summary(
-            self.config, self.outlook, light_of(self.config, self.outlook), self.data.coverage(self.config.max_length)
-        )
+        coverage = self.data.coverage(usable(self.config).max_length)
+        return views.summary(self.config, self.outlook, light_of(self.config, self.outlook), coverage)
 
     __repr__ = summary
     _ipython_display_ = None  # ipywidgets 7 would show 110 characters of text where there is no front end

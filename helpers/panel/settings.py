@@ -23,6 +23,7 @@ from helpers.config import ConfigError, TrainConfig
 FIELDS = tuple(field.name for field in fields(TrainConfig))
 ONE_MOVE_SECONDS = 1.0  # edits of one field that follow each other faster are one move of one slider: undone together
 MOST_STEPS = 200
+LARGEST_BATCH = 10_000  # the planner tries every divisor
 
 
 @cache
@@ -38,13 +39,19 @@ def field_lessons() -> dict[str, str]:
 
 def problems(config: TrainConfig) -> dict[str, str]:
     """Field -> why it cannot work, in the config's own words. Empty if all is well."""
+    wrong = _unusable(config)
     try:
-        config.check()
+        usable(config).check()
     except ConfigError as error:
-        return by_field(str(error))
-    except TypeError:
-        return {name: f"{name}={getattr(config, name)!r} is no {_kind(name)}." for name in FIELDS if not _has_kind(config, name)}
-    return {}
+        return by_field(str(error)) | wrong
+    return wrong
+
+
+def usable(config: TrainConfig) -> TrainConfig:
+    """A copy to calculate with: a value that is no number, no text, or beyond all measure is as if it had never been set."""
+    copied = copy.copy(config)
+    vars(copied).update({name: getattr(TrainConfig, name) for name in _unusable(config)})
+    return copied
 
 
 def by_field(message: str) -> dict[str, str]:
@@ -57,13 +64,27 @@ def by_field(message: str) -> dict[str, str]:
     return found
 
 
-def _kind(name: str) -> str:
-    return "number" if isinstance(getattr(TrainConfig, name), (int, float)) else "text"
-
-
-def _has_kind(config: TrainConfig, name: str) -> bool:
-    value = getattr(config, name)
-    return isinstance(value, (int, float) if _kind(name) == "number" else (str, list, tuple))
+def _unusable(config: TrainConfig) -> dict[str, str]:
+    """Field -> what it must be, for values that nothing can calculate with: "2e-4" (a text), None, nan, a batch of 10**30."""
+    found = {}
+    for name in FIELDS:
+        value, default = getattr(config, name), getattr(TrainConfig, name)
+        if name == "target_modules" and isinstance(value, (list, tuple)):
+            right, kind = all(isinstance(layer, str) for layer in value), "names of layers"
+        elif isinstance(default, str):
+            right, kind = isinstance(value, str), "a text in quotes"
+        elif isinstance(default, int):
+            right, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        else:
+            right = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+            kind = "a number"
+        if not right:
+            found[name] = f"{name}={value!r} must be {kind}, such as {default!r}."
+    if "effective_batch_size" not in found and config.effective_batch_size > LARGEST_BATCH:
+        found["effective_batch_size"] = (
+            f"effective_batch_size={config.effective_batch_size} is too large to plan; 8 to 64 is usual."
+        )
+    return found
 
 
 @dataclass

@@ -6,16 +6,18 @@ Colours come from JupyterLab's theme where it has one and are inherited elsewher
 from __future__ import annotations
 
 from html import escape
+from textwrap import fill
 
 from helpers.catalog import CATALOG, ModelShape
 from helpers.charts import MUTED, PART_COLOURS
 from helpers.config import TrainConfig
-from helpers.hardware import GIB, speed
+from helpers.hardware import GIB, MIB, speed
 from helpers.panel.outlook import Outlook
 from helpers.planner import budget
 
 LIGHTS = {"fits": ("#2e9e5b", "●", "fits"), "tight": ("#d99a1c", "◐", "tight"), "no": ("#d64545", "○", "no"),
           "unknown": ("#7a7a7a", "?", "not modelled")}  # fmt: skip
+TEXT_COLUMNS = 120
 STYLE = """<style>
 .ftk-panel { max-width: 1100px; overflow: hidden; container-type: inline-size; }
 .ftk-panel, .ftk-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); }
@@ -30,7 +32,8 @@ STYLE = """<style>
 .ftk-track { position: relative; height: 30px; margin: 20px 0 6px; background: rgba(127,127,127,.16); border-radius: 4px; }
 .ftk-parts { display: flex; height: 100%; border-radius: 4px; overflow: hidden; }
 .ftk-parts > div { box-sizing: border-box; border-right: 1px solid rgba(255,255,255,.75); }
-.ftk-card { position: absolute; top: -4px; bottom: -4px; border-left: 2px dashed currentColor; }
+.ftk-card { position: absolute; top: -4px; bottom: -4px; border-left: 3px dashed currentColor;
+  background: var(--jp-layout-color0, Canvas); }
 .ftk-card > span { position: absolute; bottom: 100%; white-space: nowrap; font-size: 12px; }
 .ftk-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; }
 .ftk-legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px; vertical-align: -1px; }
@@ -40,6 +43,8 @@ STYLE = """<style>
 .ftk-scroll table { border-collapse: collapse; font-size: 12px; }
 .ftk-scroll th, .ftk-scroll td { padding: 3px 9px; border-bottom: 1px solid rgba(127,127,127,.35); text-align: right; white-space: nowrap; }
 .ftk-panel .widget-image { height: auto; border-radius: 4px; }
+.ftk-panel .ftk-picture { overflow-x: auto; }
+.ftk-panel .ftk-picture .widget-image { min-width: 480px; } /* letters of a chart stay readable: scroll it on a telephone */
 .ftk-panel .ftk-sections, .ftk-panel .ftk-sections .widget-toggle-buttons { flex-wrap: wrap; height: auto; width: auto; }
 @container (max-width: 420px) {
   .ftk-panel .ftk-control .widget-inline-hbox, .ftk-panel .ftk-control.widget-inline-hbox { flex-wrap: wrap; height: auto; }
@@ -65,8 +70,18 @@ def plan_text(outlook: Outlook) -> str:
     if outlook.peak_bytes is None:
         words.append("memory not predicted: this model is not modelled")
     else:
-        words.append(f"{sign} {outlook.peak_bytes / GIB:.1f} of {plan.budget / GIB:.1f} GiB")
+        words.append(f"{sign} {_part_of(outlook.peak_bytes, plan.budget)}")
     return ", ".join([*words, time_text(outlook)])
+
+
+def amount(size: float) -> str:
+    """Bytes as GiB; what would round to nothing as MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.0f} MiB"
+
+
+def _part_of(size: float, whole: float) -> str:
+    """ "10.9 of 14.1 GiB", or "31 MiB of 14.1 GiB"."""
+    return f"{size / GIB:.1f} of {whole / GIB:.1f} GiB" if size >= GIB / 10 else f"{amount(size)} of {whole / GIB:.1f} GiB"
 
 
 def time_text(outlook: Outlook) -> str:
@@ -107,14 +122,15 @@ def memory_bar(outlook: Outlook) -> str:
     pieces, legend = [], []
     for name, size in sorted(outlook.memory.parts.items(), key=lambda part: _order(part[0])):
         share, colour = size * peak / total, PART_COLOURS.get(name, MUTED)
-        label = escape(f"{name}: {share / GIB:.2f} GiB", quote=True)
+        label = escape(f"{name}: {amount(share)}", quote=True)
         pieces.append(f'<div style="width:{share * scale:.2f}%;background:{colour}" title="{label}"></div>')
         legend.append(f'<span><i style="background:{colour}"></i>{label}</span>')
-    side = "left" if card * scale < 50 else "right"  # the name stands where there is room for it
-    words = f"{peak / GIB:.1f} GiB of {card / GIB:.1f} GiB, at the peak, {outlook.memory.peak_moment}"
+    at = card * scale  # in percent; the line's name is moved back by so much of its own width, and so never leaves the track
+    words = f"{_part_of(peak, card)} at the peak, while {outlook.memory.peak_moment}"
     return (
         f'<div class="ftk-track" role="img" aria-label="{escape(words, quote=True)}"><div class="ftk-parts">{"".join(pieces)}</div>'
-        f'<div class="ftk-card" style="left:{card * scale:.2f}%"><span style="{side}:0">{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>'
+        f'<div class="ftk-card" style="left:{at:.2f}%"><span style="transform:translateX(-{at:.2f}%)">'
+        f"{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>"
         f'<div class="ftk-legend">{"".join(legend)}</div>'
     )
 
@@ -132,9 +148,11 @@ def trainable_text(outlook: Outlook) -> str:
     if outlook.trainable is None or outlook.shape is None:
         return "trainable parameters: not known for this model and these layers"
     whole = outlook.shape.parameters()
-    return (
-        f"trainable: {outlook.trainable:,} parameters, {outlook.trainable / (whole + outlook.trainable):.2%} of {whole / 1e9:.2f}B"
-    )
+    return f"trainable: {outlook.trainable:,} parameters, {outlook.trainable / (whole + outlook.trainable):.2%} of {_parameters(whole)}"
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.0f}M"
 
 
 def model_line(outlook: Outlook, light: str) -> str:
@@ -154,7 +172,7 @@ def menu_label(name: str, light: str) -> str:
     row = CATALOG[name]
     _, sign, word = LIGHTS[light]
     licence = "licence unverified" if row.licence == "unverified" else row.licence
-    return f"{sign} {word} · {name} · {row.shape.parameters() / 1e9:.1f}B · {licence}" + (" · gated" if row.gated else "")
+    return f"{sign} {word} · {name} · {_parameters(row.shape.parameters())} · {licence}" + (" · gated" if row.gated else "")
 
 
 def problem(text: str) -> str:
@@ -213,8 +231,16 @@ def summary(config: TrainConfig, outlook: Outlook, light: str, coverage: str) ->
         ("learns", trainable_text(outlook)),
         ("length", f"{config.max_length} tokens{', ' if coverage else ''}{coverage}"),
     ]
-    lines = [f"{name:<8}{text}" for name, text in rows if text]
     if outlook.memory:
-        lines += ["memory", *[f"  {line}" for line in str(outlook.memory).splitlines()]]
-    settings = [f"  {name:<26}{value!r}" for name, value in config.to_dict().items()]
-    return "\n".join([*lines, "settings (edit config, then train in the next cell)", *settings])
+        parts = ", ".join(f"{name} {amount(size)}" for name, size in outlook.memory.parts.items())
+        rows.append(("memory", f"{parts}; all at once while {outlook.memory.peak_moment}"))
+    settings = ", ".join(f"{name}={value!r}" for name, value in config.to_dict().items())
+    rows += [
+        ("config", settings),
+        ("change", "config.r = 32, say, in a cell; where widgets work, this is a panel with sliders instead"),
+    ]
+    return "\n".join(
+        fill(text, TEXT_COLUMNS, initial_indent=f"{name:<8}", subsequent_indent=8 * " ", break_long_words=False)
+        for name, text in rows
+        if text
+    )
