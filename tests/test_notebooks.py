@@ -1,9 +1,13 @@
-"""What every notebook must keep to. Needs no torch; reads the files only."""
+"""What every notebook must keep to. Needs no torch; reads the files only.
+
+Lessons (notebooks/NN_*.ipynb) keep all rules; solutions those of code that runs; worksheets have gaps on purpose, so only those of files.
+"""
 
 import ast
 import builtins
 import itertools
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -12,25 +16,49 @@ import nbformat
 import pytest
 
 from tools import stamp
+from tools.course import code_cells, lessons, lines_of_code, prose, solutions, worksheets
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").rglob("[0-9][0-9]_*.ipynb"))
+LESSONS, SOLUTIONS, WORKSHEETS = lessons(), solutions(), worksheets()
+QUICKSTART = LESSONS[0]
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def name(path: Path) -> str:
+    return path.stem if path in LESSONS else f"{path.parent.name}/{path.stem}"
+
+
+@pytest.fixture(params=LESSONS, ids=name)
+def lesson(request):
+    return read(request.param)
+
+
+@pytest.fixture(params=LESSONS + SOLUTIONS, ids=name)
+def runnable(request):
+    return read(request.param)
+
+
+@pytest.fixture(params=LESSONS + SOLUTIONS + WORKSHEETS, ids=name)
 def notebook(request):
-    return nbformat.read(request.param, as_version=4)
+    return read(request.param)
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+def checks(notebook: nbformat.NotebookNode) -> set[str]:
+    """Names of the check functions that a notebook imports."""
+    return {
+        alias.name
+        for cell in code_cells(notebook)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers.exercises")
+        for alias in node.names
+        if alias.name.startswith("check")
+    }
 
 
-def lines_of_code(cell):
-    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
-
-
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def test_the_first_notebook_is_the_quickstart():
+    assert QUICKSTART.stem == "00_quickstart"
 
 
 def test_it_is_valid_and_holds_no_outputs_or_widget_state(notebook):
@@ -44,27 +72,26 @@ def test_every_cell_parses(notebook):
         ast.parse(cell.source)
 
 
-def test_cells_are_short_and_explained(notebook):
-    sizes = [len(lines_of_code(cell)) for cell in code_cells(notebook)]
-    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+def test_cells_are_short_and_explained(lesson):
+    sizes = [len(lines_of_code(cell)) for cell in code_cells(lesson)]
     assert statistics.median(sizes) <= 8 and max(sizes) <= 30
-    assert 1 <= len(prose) / len(sizes) <= 2
+    assert 1 <= len(prose(lesson)) / len(sizes) <= 2
 
 
-def test_every_code_cell_has_a_sentence_before_and_after_it(notebook):
-    kinds = [cell.cell_type for cell in notebook.cells]
+def test_every_code_cell_has_a_sentence_before_and_after_it(lesson):
+    kinds = [cell.cell_type for cell in lesson.cells]
     assert kinds[0] == kinds[-1] == "markdown"
     assert ("code", "code") not in list(itertools.pairwise(kinds))
 
 
-def test_it_has_the_common_skeleton(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+def test_it_has_the_common_skeleton(lesson):
+    text = "\n".join(cell.source for cell in prose(lesson))
     for part in ("In this notebook you will", "## 1. Setup", "## What you should see", "## Exercises", "## Next"):
         assert part in text
 
 
 def test_the_setup_cell_is_the_same_everywhere(notebook):
-    first = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0]
+    first = code_cells(read(QUICKSTART))[0]
     assert code_cells(notebook)[0].source == first.source
     assert len(lines_of_code(first)) <= 10
 
@@ -72,8 +99,8 @@ def test_the_setup_cell_is_the_same_everywhere(notebook):
 def test_badges_setup_cells_and_readme_have_the_address_that_pyproject_has(root):
     assert stamp.main(["--check"]) == 0
     repo, tag = stamp.address()
-    for path in NOTEBOOKS:
-        text = nbformat.read(path, as_version=4).cells[0].source
+    for path in LESSONS + SOLUTIONS + WORKSHEETS:
+        text = read(path).cells[0].source
         assert f"/{repo}/blob/{tag}/notebooks/{path.relative_to(root / 'notebooks').as_posix()}" in text
 
 
@@ -84,13 +111,18 @@ def test_stamping_changes_everything_and_only_the_address(root, tmp_path, monkey
     monkeypatch.setattr(stamp, "ROOT", tmp_path)
     assert stamp.main(["--repo", "someone/their-kit", "--tag", "v2"]) == 0
     assert stamp.address() == ("someone/their-kit", "v2") and stamp.main(["--check"]) == 0
-    changed = (tmp_path / "notebooks" / "00_quickstart.ipynb").read_text(encoding="utf-8")
-    assert "github.com/someone/their-kit" in changed and "OWNER" not in changed
     monkeypatch.undo()
     repo, tag = stamp.address()
-    assert changed.replace("someone/their-kit", repo).replace("blob/v2", f"blob/{tag}").replace('\\"v2\\"', f'\\"{tag}\\"') == (
-        root / "notebooks" / "00_quickstart.ipynb"
-    ).read_text(encoding="utf-8")
+    for path in (path.relative_to(root) for path in LESSONS + SOLUTIONS + WORKSHEETS):
+        changed = (tmp_path / path).read_text(encoding="utf-8")
+        assert f"github.com/someone/their-kit/blob/v2/{path.as_posix()}" in changed and repo not in changed
+        back = changed.replace("someone/their-kit", repo).replace("blob/v2", f"blob/{tag}").replace('\\"v2\\"', f'\\"{tag}\\"')
+        assert back == (root / path).read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_the_lessons_and_not_their_copies(root):
+    listed = stamp.README_PART.search((root / "README.md").read_text(encoding="utf-8"))[0]
+    assert re.findall(r"^(\w+): \[!\[Open in Colab", listed, re.MULTILINE) == [path.stem for path in LESSONS]
 
 
 def test_no_cell_upgrades_or_uses_the_shell(notebook):
@@ -109,15 +141,16 @@ def test_nothing_heavy_is_imported_before_the_setup(notebook):
     assert imported == {"os", "subprocess", "sys", "pathlib", "helpers"}
 
 
-def test_every_name_is_defined_before_it_is_used(notebook):
+def test_every_name_is_defined_before_it_is_used(runnable):
     known = set(dir(builtins)) | {"__name__"}
-    for cell in code_cells(notebook):
+    for cell in code_cells(runnable):
         tree = ast.parse(cell.source)
         stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         stored |= {(alias.asname or alias.name).partition(".")[0] for node in ast.walk(tree)
                    if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
         stored |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        stored |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
         assert used <= known | stored, f"{used - known - stored} in\n{cell.source}"
         known |= stored
@@ -128,13 +161,21 @@ def test_it_asks_colab_for_a_t4(notebook):
 
 
 def test_the_quickstart_is_about_fifty_lines():
-    quickstart = nbformat.read(next(path for path in NOTEBOOKS if path.stem == "00_quickstart"), as_version=4)
-    _, *cells = code_cells(quickstart)  # the first cell is the same in every notebook and fetches the kit
+    _, *cells = code_cells(read(QUICKSTART))  # the first cell is the same in every notebook and fetches the kit
     assert sum(len(lines_of_code(cell)) for cell in cells) <= 52
+
+
+@pytest.mark.parametrize("path", LESSONS[1:], ids=name)
+def test_a_lessons_exercises_can_be_checked_and_are_solved(path):
+    asked = checks(read(path))
+    assert len(asked) >= 3, "three exercises: easy, medium, hard"
+    solution = read(path.parent / "solutions" / path.name)
+    assert asked <= checks(solution)
 
 
 def test_no_other_notebook_file_is_forgotten(root):
     tracked = {path for path in (root / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
-    assert tracked == set(NOTEBOOKS)
+    assert tracked == {*LESSONS, *SOLUTIONS, *WORKSHEETS}
+    assert {path.name for path in SOLUTIONS + WORKSHEETS} <= {path.name for path in LESSONS}
     for path in tracked:
         json.loads(path.read_text(encoding="utf-8"))

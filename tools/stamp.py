@@ -16,7 +16,9 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).parent.parent
+from tools import course
+
+ROOT = course.ROOT
 BADGES = re.compile(r"^\[!\[Open in Colab\].*$", re.MULTILINE)
 README_PART = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
 BOOTSTRAP = """import os, subprocess, sys
@@ -38,7 +40,8 @@ def address() -> tuple[str, str]:
 
 
 def notebooks() -> list[Path]:
-    return sorted((ROOT / "notebooks").rglob("[0-9][0-9]_*.ipynb"))
+    """Lessons, solutions and worksheets: all of them can be opened from their own badges."""
+    return [*course.lessons(ROOT), *course.solutions(ROOT), *course.worksheets(ROOT)]
 
 
 def badges(path: str, repo: str, tag: str) -> str:
@@ -57,13 +60,13 @@ def stamped(repo: str, tag: str) -> dict[Path, str]:
         notebook = nbformat.read(path, as_version=4)
         relative = path.relative_to(ROOT).as_posix()
         title = notebook.cells[0]
-        body = BADGES.sub("", title.source).split("\n", 1)
-        title.source = f"{body[0]}\n\n{badges(relative, repo, tag)}\n\n{body[1].strip()}"
+        heading, _, rest = BADGES.sub("", title.source).partition("\n")
+        title.source = f"{heading}\n\n{badges(relative, repo, tag)}\n\n{rest.strip()}".strip()
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
         first.source = BOOTSTRAP.format(repo=repo, tag=tag)
         texts[path] = nbformat.writes(notebook) + "\n"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = "".join(f"{path.stem}: {badges(path.relative_to(ROOT).as_posix(), repo, tag)}\n\n" for path in notebooks())
+    links = "".join(f"{path.stem}: {badges(path.relative_to(ROOT).as_posix(), repo, tag)}\n\n" for path in course.lessons(ROOT))
     texts[ROOT / "README.md"] = README_PART.sub(lambda match: match[1] + "\n" + links + match[2], readme)
     return texts
 

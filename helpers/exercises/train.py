@@ -1,0 +1,120 @@
+"""Checks of lesson 04's exercises. Each prints one line: Right, Not yet, or Your turn; none raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from helpers.catalog import ModelShape
+
+
+def check_steps(answer: Any, examples: int, effective_batch: int, micro_batch: int) -> None:
+    """Easy. `answer`: (accumulation, optimizer steps of one epoch)."""
+    if answer is None:
+        print("Your turn: give two numbers, (accumulation, steps).")
+        return
+    try:
+        accumulation, steps = (float(number) for number in answer)
+    except (TypeError, ValueError):
+        print("Not yet: the answer is a pair of numbers, (accumulation, steps).")
+        return
+    if accumulation * micro_batch != effective_batch:
+        print(f"Not yet: with this accumulation, a step would see {accumulation * micro_batch:g} examples. How many should it see?")
+    elif steps == -(-examples // effective_batch):
+        print(
+            "Right: the micro-batch decides the memory, the effective batch decides the steps, accumulation makes up the difference."
+        )
+    elif abs(steps - examples / effective_batch) < 1:
+        print("Not yet: accumulation is right. Now the last step of an epoch: may it see fewer examples than the others?")
+    else:
+        print("Not yet: accumulation is right. A step is one update, not one micro-batch, and an epoch shows each example once.")
+
+
+def saved_by_checkpointing(shape: ModelShape, tokens: int) -> float:
+    """Share of the peak memory that checkpointing saves, by the kit's formula; `tokens` in one micro-batch of one example."""
+    from helpers.memory import estimate
+
+    off, on = (estimate(shape, 1, tokens, checkpointing=mode).total_bytes for mode in ("off", "on"))
+    return 1 - on / off
+
+
+def check_length(answer: Any, shape: ModelShape, lengths: Iterable[int], share: float = 0.6) -> None:
+    """Medium. `answer`: the shortest of `lengths` at which checkpointing saves at least `share` of the peak."""
+    if answer is None:
+        print("Your turn: one of the lengths.")
+        return
+    lengths = sorted(lengths)
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or answer not in lengths:
+        print(f"Not yet: the answer is one of the lengths, {', '.join(map(str, lengths))}.")
+        return
+    enough = [length for length in lengths if saved_by_checkpointing(shape, length) >= share]
+    if answer not in enough:
+        print(
+            f"Not yet: at {answer} tokens it saves {saved_by_checkpointing(shape, int(answer)):.0%} of the peak, which is too little."
+        )
+    elif answer != enough[0]:
+        print(f"Not yet: at {answer} tokens it does save {share:.0%}, but a shorter length is enough.")
+    else:
+        print(f"Right: below {answer} tokens the weights fill most of the peak, and checkpointing does not make them smaller.")
+
+
+def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.Tensor]]], Any] | None) -> None:
+    """Hard. `accumulate(model, micro_batches)` must leave the gradient of the mean squared error over all rows in `model`."""
+    if accumulate is None:
+        print("Your turn: write the function, then name it here.")
+        return
+    if not callable(accumulate):
+        print("Not yet: give the function itself, without brackets after its name.")
+        return
+    import torch
+
+    numbers = torch.Generator().manual_seed(4)
+    micro_batches = [(torch.randn(rows, 3, generator=numbers), torch.randn(rows, generator=numbers)) for rows in (1, 5, 2)]
+    model = torch.nn.Linear(3, 1)
+
+    def gradient() -> torch.Tensor:
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    def of(weights: list[float]) -> torch.Tensor:
+        model.zero_grad()
+        for weight, (inputs, targets) in zip(weights, micro_batches):
+            (weight * ((model(inputs).squeeze(-1) - targets) ** 2).sum()).backward()
+        return gradient()
+
+    rows = [len(targets) for _, targets in micro_batches]
+    wanted, summed = of([1 / sum(rows)] * 3), of([1.0] * 3)
+    means_summed = of([1 / count for count in rows])
+    mean_of_means = means_summed / 3
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+    try:  # what a learner writes may do anything
+        model.zero_grad()
+        accumulate(model, micro_batches)
+        first = gradient()
+        accumulate(model, micro_batches)
+        second = gradient()
+        after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        print(f"Not yet: your function stopped, or left no gradient ({type(error).__name__}: {said:.90}).")
+        return
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+    if not same(before, after):
+        print("Not yet: the weights changed. Only leave the gradients; the optimizer's step comes later.")
+    elif same(first, mean_of_means) or same(first, means_summed):
+        print(
+            "Not yet: a row of a small micro-batch counts more than one of a large micro-batch. Which count should all be divided by?"
+        )
+    elif same(first, summed):
+        print("Not yet: this is the gradient of the sum; the direction is right, its size grows with the number of rows.")
+    elif not same(first, wanted):
+        print("Not yet: the gradient is another one than that of the mean squared error over all rows at once.")
+    elif not same(second, wanted):
+        print("Not yet: right the first time, but a second call adds to the gradients that the first one left.")
+    else:
+        print("Right: divided by the rows of the whole step, micro-batches of any size give the gradient of one large batch.")
