@@ -13,7 +13,7 @@ help:
 	@echo "make test        the quickstart, then every test"
 	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships (about 10 minutes)"
 	@echo "make test-newest the quickstart on the newest versions of everything except torch"
-	@echo "make test-fast   the tests that need no trained model (under 3 minutes)"
+	@echo "make test-fast   the tests that need no trained model"
 
 install: $(VENV)/installed
 $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
