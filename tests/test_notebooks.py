@@ -1,6 +1,7 @@
 """What every notebook must keep to. Needs no torch; reads the files only.
 
-Lessons (notebooks/NN_*.ipynb) keep all rules; solutions those of code that runs; worksheets have gaps on purpose, so only those of files.
+Lessons (notebooks/NN_*.ipynb) keep all rules; solutions those of code that runs; worksheets have gaps on purpose, so only those of
+files.
 """
 
 import ast

@@ -2,8 +2,8 @@
 
     download(["torch", "pandas"], Path("wheels"), "win_amd64", "3.12", Path("constraints.txt"), [])
 
-`pip download --platform` alone decides by the machine it runs on which requirements count (colorama on Windows, say). So each wheel is
-fetched alone, and what it asks for on the other system is read from its metadata, until nothing is missing.
+`pip download --platform` alone decides by the machine it runs on which requirements count (colorama on Windows, say). So each wheel
+is fetched alone, and what it asks for on the other system is read from its metadata, until nothing is missing.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m tools.offline_bundle --platform win_amd64 --python 3.12 --into runs/bundle-windows
     python -m tools.offline_bundle --index URL                            # where pip looks besides, for a PyTorch without CUDA
 
-The folder is the kit itself (without tests), with `wheels/`, `install.py` and `OFFLINE.md`. On Linux, PyTorch from the usual index brings
-gigabytes of CUDA; PyTorch's page of install commands names an index with CPU builds, which `--index` takes.
+The folder is the kit itself (without tests), with `wheels/`, `install.py` and `OFFLINE.md`. On Linux, PyTorch from the usual index
+brings gigabytes of CUDA; PyTorch's page of install commands names an index with CPU builds, which `--index` takes.
 """
 
 from __future__ import annotations

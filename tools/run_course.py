@@ -4,10 +4,10 @@
     python -m tools.run_course --jobs 1              # one after the other, on all cores
     python -m tools.run_course 02_attach_lora        # only these
 
-Two at a time by default, each with one thread on a core of its own. Notebooks 04, 05 and 06 share the run `runs/course` (the first that
-needs it trains it), so those and their solutions go one after the other. Exit status 1 if a cell fails, if a check of a solution does not say
-Right, if memory is above its bar, or if the whole takes more than one and a half times its bar. The quickstart is not among them:
-`make quickstart` runs it; here its line is shown if there is one.
+Two at a time by default, each with one thread on a core of its own. Notebooks 04, 05 and 06 share the run `runs/course` (the first
+that needs it trains it), so those and their solutions go one after the other. Exit status 1 if a cell fails, if a check of a
+solution does not say Right, if memory is above its bar, or if the whole takes more than one and a half times its bar. The
+quickstart is not among them: `make quickstart` runs it; here its line is shown if there is one.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python -m tools.worksheets               # or: make worksheets; writes notebooks/worksheets/
     python -m tools.worksheets --check       # exit status 1 if a worksheet is not what its lesson gives
 
-What stays: the setup cell, the catch-up cell, the one that loads the model, cells that set the config or a BUDGET in capitals, every exercise with its check, and
-cells that are too long to type in a room (above 12 lines: charts, mostly). In all others only the imports stay, with the names that later cells need. A
-cell that carries the tag `keep` stays, one with the tag `empty` is emptied, whatever it holds.
+What stays: the setup cell, the catch-up cell, the one that loads the model, cells that set the config or a BUDGET in capitals,
+every exercise with its check, and cells that are too long to type in a room (above 12 lines: charts, mostly). In all others only
+the imports stay, with the names that later cells need. A cell that carries the tag `keep` stays, one with the tag `empty` is
+emptied, whatever it holds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from tools import course, stamp
 GIVEN_ABOVE = 12  # lines of code: typing more takes a room longer than it teaches
 CATCH_UP = "earlier notebooks in one cell"
 NOTE = (
-    "This is the worksheet of [lesson {number}]({lesson}). Read each step, type its code where a cell says *Your code*, run it, and compare "
-    "with what the text below says that you should see. The lesson has the finished cells."
+    "This is the worksheet of [lesson {number}]({lesson}). Read each step, type its code where a cell says *Your code*, run it, "
+    "and compare with what the text below says that you should see. The lesson has the finished cells."
 )
 
 
@@ -37,7 +38,7 @@ def has_worksheet(lesson: Path) -> bool:
 
 
 def stored(node: ast.AST) -> dict[str, str]:
-    """Name -> how to write it, for what a piece of code defines at its top level: variables, functions (with arguments), classes."""
+    """Name -> how to write it, for what code defines at its top level: variables, functions (with arguments), classes."""
     found = {}
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -137,7 +137,7 @@ def rank_chart(runs: Mapping[int, ShortRun]) -> Figure:
 
 def shapes_chart(outputs: int, inputs: int, rank: int) -> Figure:
     """The frozen matrix W beside B and A, drawn to scale: the area is the number of weights."""
-    gap = 0.42 * inputs
+    gap = 0.5 * inputs
     figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     pieces = [("W, frozen", 0.0, inputs, outputs, MUTED), ("B", inputs + gap, rank, outputs, "#4c78a8"),
