@@ -6,13 +6,13 @@ neither flickers nor leaves a trail of old charts.
 
 from __future__ import annotations
 
-import io
 import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from helpers.charts import training_chart
+from helpers.pictures import Place
 from helpers.runs import Run
 from helpers.verdict import verdict
 
@@ -54,7 +54,7 @@ class LiveChart(TrainerCallback):
         self.run = run
         self.planned_seconds = planned_seconds
         self.planned_bytes = planned_bytes
-        self.handle: Any = None
+        self.place = Place()
         self.drawn_at = self.started_at = self.step_started_at = 0.0
         self.drawing_seconds = self.training_seconds = 0.0
         self.first_step = self.first_tokens = 0
@@ -124,19 +124,9 @@ class LiveChart(TrainerCallback):
         return f"step {state.global_step} of {state.max_steps}{rate}  ·  {self._time_left(state)}"
 
     def _draw(self, state: TrainerState) -> None:
-        from IPython.display import Image, display
-
         began = time.monotonic()
         title, sentence = self._title(state), str(verdict(self.run.history, state.max_steps))
-        buffer = io.BytesIO()
-        training_chart(self.run.history, state.max_steps, title, sentence, self.planned_bytes).savefig(buffer, format="png")
-        words = f"Training and validation loss, {title}: {sentence}"
-        picture = Image(
-            buffer.getvalue(), format="png", embed=True, metadata={"alt": words}
-        )  # alt= is unknown to Colab's IPython 7
-        if self.handle is None:
-            self.handle = display(picture, display_id=True)
-        else:
-            self.handle.update(picture)
+        figure = training_chart(self.run.history, state.max_steps, title, sentence, self.planned_bytes)
+        self.place.show(figure, f"Training and validation loss, {title}: {sentence}")
         self.drawn_at = time.monotonic()
         self.drawing_seconds += self.drawn_at - began

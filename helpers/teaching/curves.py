@@ -6,11 +6,10 @@ reveal(runs)                                                                 # w
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from helpers.callbacks import TrainingStopped
 from helpers.charts import BEST, MUTED, TRAIN, VALIDATION
 from helpers.config import TrainConfig
 from helpers.live import has_notebook
+from helpers.pictures import Place
 from helpers.runs import History
 from helpers.training import build_trainer
 from helpers.verdict import verdict
@@ -74,7 +74,15 @@ def planted_runs(
     kinds = list(PLANTED)
     random.Random(seed).shuffle(kinds)
     runs: dict[str, PlantedRun] = {}
-    picture = _Picture(runs, config.max_steps)
+    place = Place()
+
+    def redraw() -> None:
+        if has_notebook():
+            place.show(
+                four_curves(runs, config.max_steps),
+                f"Training and validation loss of the runs {', '.join(runs)}, without their names",
+            )
+
     for letter, kind in zip("ABCD", kinds):
         rate, examples = PLANTED[kind]
         chosen = training if examples is None else training.select(range(min(examples, len(training))))
@@ -84,7 +92,7 @@ def planted_runs(
             trainer = build_trainer(settings, plan, model, tokenizer, chosen, validation, folder)
             trainer.args.save_strategy, trainer.args.load_best_model_at_end = "no", False  # only the curve is wanted
             trainer.args.logging_steps = 1
-            trainer.add_callback(_Writer(runs[letter].history, picture))
+            trainer.add_callback(_Writer(runs[letter].history, redraw))
             with suppress(TrainingStopped):  # the loss is no number any more (in fp16, it may be): that is the curve
                 trainer.train()
     return runs
@@ -165,33 +173,11 @@ def _above(axes: Axes, words: str) -> None:
                   arrowprops={"arrowstyle": "->", "color": TRAIN})  # fmt: skip
 
 
-class _Picture:
-    """The four curves in one place of the notebook, drawn anew after each validation point."""
-
-    def __init__(self, runs: dict[str, PlantedRun], steps: int) -> None:
-        self.runs, self.steps = runs, steps
-        self.handle: Any = None
-
-    def redraw(self) -> None:
-        if not has_notebook():
-            return
-        from IPython.display import Image, display
-
-        buffer = io.BytesIO()
-        four_curves(self.runs, self.steps).savefig(buffer, format="png")
-        words = f"Training and validation loss of the runs {', '.join(self.runs)}, without their names"
-        image = Image(buffer.getvalue(), format="png", embed=True, metadata={"alt": words})
-        if self.handle is None:
-            self.handle = display(image, display_id=True)
-        else:
-            self.handle.update(image)
-
-
 class _Writer(TrainerCallback):
     """Notes each loss (None where it is no number), and has the picture drawn at each validation point."""
 
-    def __init__(self, history: History, picture: _Picture) -> None:
-        self.history, self.picture = history, picture
+    def __init__(self, history: History, redraw: Callable[[], None]) -> None:
+        self.history, self.redraw = history, redraw
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         event = {
@@ -200,7 +186,7 @@ class _Writer(TrainerCallback):
         if event:
             self.history.append({"step": state.global_step, **event})
         if "eval_loss" in event:
-            self.picture.redraw()
+            self.redraw()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.picture.redraw()
+        self.redraw()
