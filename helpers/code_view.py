@@ -28,15 +28,17 @@ LIBRARIES = ("torch", "transformers", "peft", "trl")
 class Written:
     """A piece of code. Called, it becomes the code of that call; its attributes are code too."""
 
-    def __init__(self, code: str) -> None:
-        self.code = code
+    def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
+        self.name, self.arguments = name, arguments
 
     def __call__(self, **arguments: Any) -> Written:
-        rows = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-        return Written(f"{self.code}(\n{rows})")
+        return Written(self.name, arguments)
 
     def __repr__(self) -> str:
-        return self.code
+        if self.arguments is None:
+            return self.name
+        rows = "".join(f"    {name}={value!r},\n" for name, value in self.arguments.items())
+        return f"{self.name}(\n{rows})"
 
 
 class _Library(ModuleType):
@@ -55,10 +57,17 @@ def _written_down() -> Iterator[None]:
         yield
 
 
-def code_of(make: Callable[..., Any], *arguments: Any) -> str:
-    """The code that would make what `make(*arguments)` makes, for a function of `helpers.recipe`."""
+def code_of(make: Callable[..., Any], *arguments: Any, **instead: str) -> str:
+    """The code that would make what `make(*arguments)` makes, for a function of `helpers.recipe`.
+
+    Args:
+        instead: argument of the object that is made -> other code for it, in place of what the recipe gives or besides.
+    """
     with _written_down():
-        return repr(make(*arguments))
+        made = make(*arguments)
+    if instead and made is not None:
+        made = made(**made.arguments | {name: Written(code) for name, code in instead.items()})
+    return repr(made)
 
 
 def config_code(config: TrainConfig) -> str:

