@@ -91,7 +91,8 @@ def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEst
     return estimate(
         shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
         quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=ADAMW_8BIT if on_gpu else 8,
-        attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu, gpus=plan.gpus, sharded=plan.sharded,
+        attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
+        gpus=plan.gpus, sharded=plan.sharded,
     )  # fmt: skip
 
 

@@ -5,8 +5,10 @@ config = TrainConfig(**PRESETS["gentle"].changes)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from helpers.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -18,26 +20,26 @@ class Preset:
     changes: dict[str, Any]
 
 
-_BY_EPOCHS = {"max_steps": -1}
+_NAMES = ("r", "lora_alpha", "lora_dropout", "learning_rate", "num_train_epochs", "max_steps", "early_stopping_patience",
+          "evaluations", "warmup_ratio", "lr_scheduler_type")  # fmt: skip
+_STANDARD = {item.name: item.default for item in fields(TrainConfig) if item.name in _NAMES}
 
 PRESETS: dict[str, Preset] = {
     "gentle": Preset(
         "Gentle",
         "Few examples, or a model that should change little: small adapter, small steps, an early stop.",
-        {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "learning_rate": 1e-4, "num_train_epochs": 1.0,
-         "early_stopping_patience": 2, "evaluations": 8, "warmup_ratio": 0.1, "lr_scheduler_type": "cosine"} | _BY_EPOCHS,
+        _STANDARD | {"r": 8, "lora_alpha": 16, "learning_rate": 1e-4, "early_stopping_patience": 2},
     ),
     "standard": Preset(
         "Standard",
         "The kit's own defaults: right for a few hundred to a few thousand examples.",
-        {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "learning_rate": 2e-4, "num_train_epochs": 1.0,
-         "early_stopping_patience": 3, "evaluations": 8, "warmup_ratio": 0.1, "lr_scheduler_type": "cosine"} | _BY_EPOCHS,
+        _STANDARD,
     ),
     "thorough": Preset(
         "Thorough",
         "Every example three times, a bigger adapter, and more looks at the validation loss: three times as long.",
-        {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "learning_rate": 2e-4, "num_train_epochs": 3.0,
-         "early_stopping_patience": 4, "evaluations": 16, "warmup_ratio": 0.1, "lr_scheduler_type": "cosine"} | _BY_EPOCHS,
+        _STANDARD | {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "num_train_epochs": 3.0, "early_stopping_patience": 4,
+                     "evaluations": 16},
     ),
     "8 GB card": Preset(
         "8 GB card",
