@@ -5,7 +5,7 @@
 
     export_script(run, "export")                          # the run as one plain Python file without this package
     merged = merge(run)                                   # one 16-bit model: base + adapter
-    to_gguf(merged, "model-q8_0.gguf", kind="q8_0")       # for llama.cpp and Ollama, with a Modelfile beside it
+    to_gguf(merged, "model-q4_k_m.gguf", "q4_k_m")        # for llama.cpp and Ollama, with a Modelfile beside it
     push_to_hub(run.adapter, "you/your-adapter")          # private; nothing is uploaded without this call
     download(zip_folder(run.adapter))                     # Colab's download button
 
