@@ -10,6 +10,7 @@ from functools import partial
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -180,25 +181,41 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
             textcoords="offset points", ha="right", fontsize=8.5, color=MUTED,
         )  # fmt: skip
         axes.axhline(validation[0][1], color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
-    trained = [point for point in validation if point[0] > 0]
-    if trained:
-        best_step, best_loss = min(trained, key=lambda point: point[1])
-        axes.scatter([best_step], [best_loss], s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
-        nearest = min(train, key=lambda point: abs(point[0] - best_step), default=(0, 0.0))
-        axes.annotate(
-            f"best: {best_loss:.2f} at step {best_step}", (best_step, best_loss), xytext=(0, 16 if nearest[1] <= best_loss else -24),
-            textcoords="offset points", ha="left" if best_step < _step_limits(history, total_steps)[1] / 3 else "right", color=BEST,
-            fontweight="bold",
-        )  # fmt: skip
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.set_xlim(*_step_limits(history, total_steps))
     axes.margins(y=0.14)
+    trained = [point for point in validation if point[0] > 0]
+    if trained:
+        _mark_best(axes, min(trained, key=lambda point: point[1]), [train, validation])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if train or validation:
         axes.legend(frameon=False, loc="lower left")
+
+
+def _mark_best(axes: Axes, best: tuple[float, float], curves: list[list[tuple[float, float]]]) -> None:
+    """A ring around the best point, and its name on that side of it where it hides the least of the curves."""
+    axes.scatter(*zip(best), s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
+    label = axes.annotate(f"best: {best[1]:.2f} at step {best[0]:g}", best, xytext=(0, 0), textcoords="offset points", va="center",
+                          color=BEST, fontweight="bold", annotation_clip=False)  # fmt: skip
+    drawn = []  # every pixel or so of the curves
+    for curve in filter(None, curves):
+        steps = np.linspace(curve[0][0], curve[-1][0], 400)
+        drawn.append(axes.transData.transform(np.column_stack([steps, np.interp(steps, *zip(*curve))])))
+    pixels = np.concatenate(drawn)
+
+    def hidden(side: tuple[str, int, int]) -> float:
+        label.set_ha(side[0])
+        label.set_position(side[1:])
+        box = label.get_window_extent()
+        outside = not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1))
+        inside = (pixels > (box.x0, box.y0)) & (pixels < (box.x1, box.y1))
+        return outside * len(pixels) + inside.all(axis=1).sum()
+
+    sides = [("right", 0, -20), ("left", 0, 20), ("right", 0, 20), ("left", 0, -20), ("left", 12, 0), ("right", -12, 0)]
+    hidden(min(sides, key=hidden))  # the last call leaves it there
 
 
 # One colour per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.

@@ -3,6 +3,8 @@
 import io
 
 import matplotlib
+import numpy as np
+import pytest
 
 from helpers.catalog import CATALOG
 from helpers.charts import loss_chart, memory_chart
@@ -28,6 +30,26 @@ def test_the_loss_chart_shows_both_losses_and_marks_the_best_trained_step():
 def test_the_loss_chart_can_be_drawn_at_any_moment():
     for count in range(len(HISTORY) + 1):
         loss_chart(HISTORY[:count]).savefig(io.BytesIO(), format="png")
+
+
+@pytest.mark.parametrize("kind", ["overfit", "falling", "flat", "half way"])
+def test_the_name_of_the_best_step_hides_no_curve_and_stays_on_the_chart(kind):
+    validation = {"overfit": [6, 5.4, 4.1, 4.5, 5.6], "falling": [6, 5, 4.5, 4.2, 4.1], "flat": [6, 5.99, 5.98, 5.97, 5.96],
+                  "half way": [6, 5, 4.2]}[kind]  # fmt: skip
+    history = [{"step": 2 * n, "eval_loss": loss} for n, loss in enumerate(validation)]
+    history += [{"step": 2 * n + 1, "loss": loss - (1.5 if kind == "overfit" else 0.1)} for n, loss in enumerate(validation)]
+    figure = loss_chart(history, total_steps=10)
+    figure.savefig(io.BytesIO(), format="png")  # the layout is final now
+    axes = figure.axes[0]
+    [label] = [text for text in axes.texts if text.get_text().startswith("best:")]
+    box = label.get_window_extent()
+    assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 5 and axes.bbox.y0 - 5 <= box.y0 and box.y1 <= axes.bbox.y1
+    for line in axes.lines[:2]:
+        xs, ys = axes.transData.transform(line.get_xydata()).T
+        dense = np.linspace(xs[0], xs[-1], 2000)
+        heights = np.interp(dense, xs, ys)
+        under = (dense > box.x0) & (dense < box.x1) & (heights > box.y0) & (heights < box.y1)
+        assert under.sum() <= 10, f"{line.get_label()} runs through the words"
 
 
 def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():
