@@ -129,6 +129,14 @@ def test_show_tokens_tells_trained_from_masked_without_colour(tokenizer):
     assert view.count("trained") == tokenize(CHATS, tokenizer)[0].trained and "cut" not in view.summary
 
 
+def test_indented_code_stays_indented_in_exported_pages(tokenizer):
+    """nbconvert drops ordinary spaces after a line break, so the page holds spaces that nothing drops."""
+    from helpers.data.token_view import Piece, TokenView
+
+    page = TokenView([Piece(":\n    ", "trained", False), Piece("return", "trained", False), Piece(" 1", "trained", False)])._repr_html_()
+    assert "</span>\n\u00a0\u00a0\u00a0\u00a0</span>" in page and "> 1</span>" in page
+
+
 def test_characters_of_several_tokens_are_shown_whole(tokenizer):
     view = show_tokens(CHATS[1], tokenizer)
     assert "5 € 🌿" in str(view) and "\ufffd" not in str(view) and "Größe" in str(view)

@@ -9,6 +9,7 @@ sign, and tints are transparent, so light and dark themes both work.
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ LEGEND = {
     "masked": "masked: read, not learned",
     "cut": "cut: beyond max_length, never seen",
 }
+INDENT = re.compile(r"(?<=\n) +| {2,}")
 
 
 class Piece(NamedTuple):
@@ -97,6 +99,7 @@ class TokenView:
 
 
 def _span(piece: Piece) -> str:
-    text = html.escape(piece.text).replace("\n", "<span style='opacity:.6'>↵</span>\n") or "&#8709;"
+    indented = INDENT.sub(lambda match: "\u00a0" * len(match[0]), piece.text)  # exported pages drop ordinary spaces there
+    text = html.escape(indented).replace("\n", "<span style='opacity:.6'>↵</span>\n") or "&#8709;"
     style = STYLES[piece.state] + (f";{SPECIAL}" if piece.special else "")
     return f"<span style='{style}' title='{piece.state}'>{text}</span>"
