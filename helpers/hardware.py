@@ -108,7 +108,8 @@ def detect_gpu(workdir: str | Path = ".") -> Gpu:
         )
     if torch.backends.mps.is_available():
         return Gpu("Apple GPU (possible, slow, not tested by us)", "mps", ram.total, ram.available, **rest)
-    return Gpu(f"CPU, {torch.get_num_threads()} threads, no GPU", "cpu", ram.total, ram.available, **rest)
+    threads = torch.get_num_threads()
+    return Gpu(f"CPU, {threads} thread{'s' * (threads != 1)}, no GPU", "cpu", ram.total, ram.available, **rest)
 
 
 def compute_dtype(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:

@@ -21,8 +21,7 @@ HEAD = '''r"""{name}: LoRA on {model}, {known}.
     python train.py [folder or name of the model]      # writes adapter/ and history.jsonl beside this file
     accelerate launch --config_file replicated.yaml train.py      # the same steps, shared among GPUs; or sharded.yaml
 
-{promise} Interrupted
-and started again, it goes on from its last whole checkpoint.
+{promise}Interrupted and started again, it goes on from its last whole checkpoint.
 """
 
 import json
@@ -50,7 +49,8 @@ assert EXAMPLES * PROCESSES == {examples}, f"{examples} examples per step cannot
 CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)  # written last, so these are whole
 '''
 
-PROMISE = "On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits."
+PROMISE = """On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits.
+"""
 
 CLASSES = '''
 
@@ -110,7 +110,8 @@ sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
 
 MODEL = """tokenizer = AutoTokenizer.from_pretrained(MODEL)
 model = AutoModelForCausalLM.from_pretrained(
-    MODEL, quantization_config=quantization, dtype=torch.{dtype}, device_map={{"": {device}}}
+    MODEL, quantization_config=quantization, dtype=torch.{dtype},
+    device_map={{"": {device}}},
 )
 """
 ONE_GPU_EACH = '"cpu" if SHARDED else int(os.environ.get("LOCAL_RANK", 0))'  # sharded: a layer reaches its GPU when it is cut

@@ -18,9 +18,10 @@ from helpers.planner import Plan
 
 HEAD = """# trl sft --config sft.yaml      (in this folder)
 #
-# Close to the run, not equal to it: TRL's script keeps the adapters in bf16 (train.py casts them to fp32), and its validation loss
-# is the mean of the batches' means. On cards without bf16, such as a T4, it does not work at all: fp16's gradient scaler fails on
-# bf16 adapters, and the script has no place to cast them.
+# Close to the run, not equal to it: TRL's script keeps the adapters in bf16 (train.py casts
+# them to fp32), and its validation loss is the mean of the batches' means. On cards without
+# bf16, such as a T4, it does not work at all: fp16's gradient scaler fails on bf16 adapters,
+# and the script has no place to cast them.
 """
 NOT_IN_YAML = ("output_dir", "tf32", "use_cpu")
 
