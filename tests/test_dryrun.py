@@ -90,6 +90,7 @@ def test_the_callers_process_stays_clean():
     assert (bnb.functional.dequantize_4bit(packed, state) - weight).abs().mean() < 0.15
 
 
+@pytest.mark.slow
 def test_the_command_checks_a_card_from_a_csv_file(root, tmp_path):
     header, first = (root / "benchmarks/data/t4_measured.csv").read_text().splitlines()[0], None
     rows = (root / "benchmarks/data/t4_measured.csv").read_text().splitlines()[1:]

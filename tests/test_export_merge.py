@@ -185,6 +185,7 @@ merging.merge(sys.argv[1], sys.argv[2], shard_bytes=30_000)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+@pytest.mark.slow
 def test_killed_while_writing_nothing_looks_whole_and_the_next_try_succeeds(tmp_path):
     _, adapter = make_pair(tmp_path)
     target = tmp_path / "merged"

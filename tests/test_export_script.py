@@ -30,6 +30,7 @@ def losses(events):
     return [(event["step"], name, event[name]) for event in events for name in LOSSES if name in event]
 
 
+@pytest.mark.slow
 def test_the_script_alone_gives_the_losses_of_the_run_to_the_last_digit(run, job, tmp_path, say):
     script = export_script(run, tmp_path / "elsewhere", job["training"], job["validation"])
     environment = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}

@@ -192,6 +192,7 @@ except ExportError as error:
 
 
 @pytest.mark.parametrize("right", [True, False])
+@pytest.mark.slow
 def test_on_kaggle_an_upload_uses_the_secret_is_private_and_shows_no_token(root, adapter, tmp_path, right):
     with FakeHub() as hub:
         token = hub.token if right else hub.token_without_right
@@ -207,6 +208,7 @@ def test_on_kaggle_an_upload_uses_the_secret_is_private_and_shows_no_token(root,
             assert "ExportError Nothing whole has arrived at me/letters yet" in done.stdout and hub.repositories == {}
 
 
+@pytest.mark.slow
 def test_an_upload_to_a_hub_that_is_out_of_reach_is_one_sentence(root, adapter, tmp_path):
     environment = os.environ | FakeHub.environment(
         types.SimpleNamespace(address="http://127.0.0.1:9"), tmp_path / "cache", "hf_planted"

@@ -151,6 +151,7 @@ def test_the_configs_are_what_accelerate_understands(job, card, tmp_path, monkey
     )
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_shared_equally_is_refused(exported):
     _, script = exported
     done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT | {"WORLD_SIZE": "3"}, capture_output=True, text=True)

@@ -37,6 +37,7 @@ def test_a_bigger_card_is_never_planned_slower(length):
         assert larger.checkpointing != smaller.checkpointing or larger.micro_batch >= smaller.micro_batch
 
 
+@pytest.mark.slow
 def test_the_dry_run_decides_and_every_choice_is_explained():
     plan = make_plan(TrainConfig(max_length=2048), T4, LLAMA_8B)
     assert plan.measured.reserved <= plan.budget and plan.checkpointing != "off"
