@@ -11,10 +11,8 @@ torch is imported only inside `detect_gpu`.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -36,7 +34,6 @@ class Gpu:
     free_bytes: int
     capability: tuple[int, int] | None = None
     ram_free_bytes: int = 12 * GIB
-    disk_free_bytes: int = 50 * GIB
     count: int = 1
     triton: bool = True
     """False once TRL's Triton kernels have failed on this card."""
@@ -84,7 +81,7 @@ KNOWN_GPUS: dict[str, Gpu] = {
 }
 
 
-def detect_gpu(workdir: str | Path = ".") -> Gpu:
+def detect_gpu() -> Gpu:
     """The device that training would use here: the first CUDA card, else Apple's GPU, else the CPU.
 
     Free memory of a CUDA card is what the driver calls free (so what the desktop uses is already left out) plus what this
@@ -93,7 +90,6 @@ def detect_gpu(workdir: str | Path = ".") -> Gpu:
     import torch
 
     ram = psutil.virtual_memory()
-    rest = {"ram_free_bytes": ram.available, "disk_free_bytes": shutil.disk_usage(workdir).free}
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info(0)
         held = torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)
@@ -103,13 +99,13 @@ def detect_gpu(workdir: str | Path = ".") -> Gpu:
             total,
             free + held,
             torch.cuda.get_device_capability(0),
+            ram_free_bytes=ram.available,
             count=torch.cuda.device_count(),
-            **rest,
         )
     if torch.backends.mps.is_available():
-        return Gpu("Apple GPU (possible, slow, not tested by us)", "mps", ram.total, ram.available, **rest)
+        return Gpu("Apple GPU (possible, slow, not tested by us)", "mps", ram.total, ram.available, ram_free_bytes=ram.available)
     threads = torch.get_num_threads()
-    return Gpu(f"CPU, {threads} thread{'s' * (threads != 1)}, no GPU", "cpu", ram.total, ram.available, **rest)
+    return Gpu(f"CPU, {threads} thread{'s' * (threads != 1)}, no GPU", "cpu", ram.total, ram.available, ram_free_bytes=ram.available)
 
 
 def compute_dtype(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:

@@ -192,9 +192,3 @@ def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
                 f"Loading {plan.model} takes about {loading / GIB:.1f} GiB of RAM, and {plan.gpu.ram_free_bytes / GIB:.1f} GiB are free. "
                 "Close other programs or restart the runtime."
             )
-        download = 2 * shape.parameters()
-        if download > plan.gpu.disk_free_bytes:
-            raise DoesNotFit(
-                f"{plan.model}: a download of {download / GIB:.1f} GiB, and the disk has {plan.gpu.disk_free_bytes / GIB:.1f} GiB "
-                "free. Free some space or choose a smaller model."
-            )

@@ -29,7 +29,7 @@ def test_without_cuda_everything_is_fp32(kind):
 def test_detection_reports_this_machine():
     gpu = detect_gpu()
     assert 0 < gpu.free_bytes <= gpu.total_bytes
-    assert gpu.disk_free_bytes > 0 and gpu.ram_free_bytes > 0
+    assert gpu.ram_free_bytes > 0
     assert "GiB" in str(gpu)
 
 

@@ -127,11 +127,6 @@ def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
         make_plan(TrainConfig(), T4, str(tmp_path))
 
 
-def test_a_download_that_does_not_fit_the_disk_is_refused():
-    with pytest.raises(DoesNotFit, match="disk"):
-        make_plan(TrainConfig(), replace(T4, disk_free_bytes=GIB), LLAMA_8B)
-
-
 def test_too_little_ram_to_load_is_said_before_loading():
     with pytest.raises(DoesNotFit, match="RAM"):
         make_plan(TrainConfig(), replace(T4, ram_free_bytes=GIB), LLAMA_8B, exact=False)
