@@ -9,6 +9,7 @@ can walk away from this package at any time. Data flows one way:
              memory, dryrun    data, models, checkpoints, live
 """
 
+import logging
 import os
 import sys
 
@@ -26,3 +27,6 @@ if sys.platform == "linux" and "torch" not in sys.modules:
 # One process trains on one card. Trainer would split a 4-bit model over all that it sees (two on Kaggle), and fail.
 if "torch" not in sys.modules:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+# On some CPUs bitsandbytes warns, in red, that it found no faster kernels. They are for inference only, and nobody has to act.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

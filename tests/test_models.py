@@ -1,5 +1,8 @@
 """4-bit loading, adapters and generation, on the tiny model and in real NF4."""
 
+import subprocess
+import sys
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -195,3 +198,10 @@ def test_a_4_bit_model_is_put_on_the_first_card_whole(config, monkeypatch):
         load_quantized(config, plan)
     assert asked["device_map"] == {"": 0} and asked["dtype"] == torch.float16
     assert asked["quantization_config"].bnb_4bit_compute_dtype == torch.float16
+
+
+@pytest.mark.slow
+def test_loading_the_kit_says_nothing(root):
+    """Least of all in red: bitsandbytes does on CPUs with AVX512-BF16."""
+    done = subprocess.run([sys.executable, "-c", "import helpers.models"], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

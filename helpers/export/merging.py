@@ -5,7 +5,8 @@
 W becomes W + scale x B x A, calculated in fp32 and stored in 16 bit. At any time, one shard of the result is in memory and nothing
 else, so a 7B model merges within the RAM of a free notebook. Never into 4 bit: there, base and adapter would be rounded together
 once more. For the quickstart's adapter, the validation loss is 2.23 merged into 16 bit, 2.27 as it was trained (4-bit base, adapter
-beside it), and 2.30 merged and then rounded to 4 bit; `python -m benchmarks.merging runs/<name>` measures yours.
+beside it), and 2.30 merged and then rounded to 4 bit; `python -m benchmarks.merging runs/<name>` measures yours. The order of the
+first two is not general: an adapter also learns to make up for the errors of the 4-bit base, and a merge takes those away.
 """
 
 from __future__ import annotations
