@@ -35,6 +35,11 @@ def broken(root):
     return root / "data_samples/broken_examples.jsonl", expected
 
 
+def words(report):
+    """What it prints, however the lines are broken."""
+    return " ".join(str(report).split())
+
+
 def found(report):
     return {(place[1], code) for code, finding in report.findings.items() for place in finding.places}
 
@@ -51,7 +56,8 @@ def test_the_broken_sample_shows_every_fault_at_its_line(broken, tokenizer):
     }  # cannot occur in JSON lines, with this tokenizer, without truncate=True
     assert report.counts == {"input": 38, "kept": 22, "rejected": 16, "examples": 23}
     for line, code in expected:
-        assert FAULTS[code].name in str(report) and FAULTS[code].fix in str(report) and str(line) in str(report)
+        assert FAULTS[code].name in words(report) and FAULTS[code].fix in words(report) and str(line) in words(report)
+    assert max(map(len, str(report).splitlines())) <= 110 + len(str(path)), "as wide as a notebook's page"
     assert all({"file", "line", "reason", "fix", "record"} <= row.keys() and row["reason"] for row in report.rejected)
 
 
@@ -84,7 +90,7 @@ def test_answers_that_would_be_cut_are_set_aside_or_kept_on_request(tmp_path, to
     rows = [{"question": f"Question {n}", "answer": "word " * 10 * n + str(n)} for n in range(1, 9)]
     path = write(tmp_path / "a.jsonl", rows)
     report = check_examples(path, tokenizer, max_length=250)
-    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in str(report)
+    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in words(report)
     kept = check_examples(path, tokenizer, max_length=250, truncate=True)
     assert kept.counts["kept"] == 8 and kept.findings["cut"].count == 4 and kept.tokens.ended == 4
     nothing_left = check_examples(path, tokenizer, max_length=20, truncate=True)
