@@ -97,14 +97,15 @@ def estimate(
 
     linears, parts = shape.linear_parameters(), gpus if sharded else 1
     base, others = nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e, shape.other_parameters() * stream
+    codes = linears // 2 if quantization == "nf4" else base  # two in a byte; their scales are no parameters, so FSDP leaves them whole
     resident = {
-        "base weights": base // parts,
+        "base weights": codes // parts + base - codes,
         "embeddings and norms": others // parts,
         "adapters (fp32)": 4 * trainable // parts,
         "optimizer": int(optimizer_bytes * trainable / parts),
     }
     if parts > 1:  # embeddings and output layer stay gathered from the first layer forward to the first backward
-        resident["layers gathered for use"] = GATHERED_LAYERS * (base + e * trainable) // layers + others
+        resident["layers gathered for use"] = GATHERED_LAYERS * (codes + e * trainable) // layers + others
     elif gpus > 1:  # DDP keeps a second copy of the adapters' gradients, which it sends in pieces
         resident["gradients on their way"] = 4 * trainable
     if gpus > 1 and on_gpu:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from helpers.catalog import CATALOG, BaseModel, ModelShape, find_shape, resolve
+from helpers.catalog import BaseModel, ModelShape, find_shape, resolve
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run
 from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head, speed
@@ -181,7 +181,7 @@ def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
     if config.r > min(layers[narrowest]):
         raise ConfigError(f"r={config.r} is larger than the layer {narrowest} of {plan.model} ({min(layers[narrowest])}); "
                           "a rank of 8 to 64 is usual.")  # fmt: skip
-    if plan.gpu.kind == "cuda" and plan.model in {row.id for row in CATALOG.values()}:
+    if plan.gpu.kind == "cuda":
         # Weights arrive one tensor at a time and leave for the card; the largest, the embedding, is the most that RAM must hold. Each
         # card has a process of its own. Those that share the weights (FSDP2) first load all of them into RAM.
         loading = plan.gpus * (LOADING_BYTES + 2 * shape.vocab_size * shape.hidden_size)

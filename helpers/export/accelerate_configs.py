@@ -22,6 +22,8 @@ HEAD = """# accelerate launch --config_file {name} train.py
 # Another number of GPUs: change num_processes; a step's examples must be divisible by it.
 # Several machines: the same file on each, with num_machines, num_processes (GPUs of all of them), machine_rank (0, 1, ...), and
 # main_process_ip and main_process_port of machine 0. A firewall between them must let that port through.
+# This folder must then be one that all machines see (a network drive): process 0 alone writes the checkpoints, and after an
+# interruption all must find them.
 """
 REPLICATED = "DDP: each GPU holds the whole model and takes its share of every step's examples. For models that fit one card."
 SHARDED = "FSDP2: each GPU holds a part of every layer. For models that do not fit one card; slower, because the parts travel."
