@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
-	@echo "make notebooks   execute lessons 01-06 and their solutions, and say what each took (under 20 minutes on 2 cores)"
+	@echo "make notebooks   execute lessons 01-07 and their solutions, and say what each took (under 20 minutes on 2 cores)"
 	@echo "make worksheets  the lessons with empty cells, for a room that types; and the glossary in order"
 	@echo "make offline-bundle  wheels, model and data in one zip, for a room without network"
 	@echo "make test        the quickstart, then every test"

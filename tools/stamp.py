@@ -20,7 +20,7 @@ from tools import course
 
 ROOT = course.ROOT
 BADGES = re.compile(r"^\[!\[Open in Colab\].*$", re.MULTILINE)
-README_PART = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
+README_ROW = re.compile(r"^(\| \d\d \| \[[^\]]+\]\(notebooks/(\w+)\.ipynb\) \|.*\|)[^|]*\|$", re.MULTILINE)  # its last cell is ours
 BOOTSTRAP = """import os, subprocess, sys
 from pathlib import Path
 REPO, TAG = "https://github.com/{repo}", "{tag}"
@@ -66,8 +66,7 @@ def stamped(repo: str, tag: str) -> dict[Path, str]:
         first.source = BOOTSTRAP.format(repo=repo, tag=tag)
         texts[path] = nbformat.writes(notebook) + "\n"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = "".join(f"{path.stem}: {badges(path.relative_to(ROOT).as_posix(), repo, tag)}\n\n" for path in course.lessons(ROOT))
-    texts[ROOT / "README.md"] = README_PART.sub(lambda match: match[1] + "\n" + links + match[2], readme)
+    texts[ROOT / "README.md"] = README_ROW.sub(lambda row: f"{row[1]} {badges(f'notebooks/{row[2]}.ipynb', repo, tag)} |", readme)
     return texts
 
 
