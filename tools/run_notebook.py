@@ -3,7 +3,7 @@
     python -m tools.run_notebook notebooks/00_quickstart.ipynb --into runs/quickstart
 
 Writes `report.html` and `executed.ipynb` (the executed notebook, as a page and as a file) and adds a line to `executions.jsonl`:
-seconds and peak memory of the kernel.
+seconds, and the peak memory of the kernel with all that it starts.
 The notebook file itself is not changed, so no outputs reach git.
 """
 
@@ -20,17 +20,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+from tools.peak_memory import PeakOfChildren
+
 SECONDS_PER_CELL = 3600
-
-
-def peak_memory_of_children_gib() -> float | None:
-    """Largest resident size that any finished child process had; None where the system does not keep it (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    kilobyte = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kilobyte / 2**30
 
 
 def print_text(cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
@@ -51,10 +43,11 @@ def main() -> int:
                             store_widget_state=False)  # fmt: skip  # a page shows the panel's text: widgets would need a network
     started, failure = time.monotonic(), None
     try:
-        client.execute()
+        with PeakOfChildren() as peak:
+            client.execute()
     except CellExecutionError as error:
         failure = error
-    seconds, peak = time.monotonic() - started, peak_memory_of_children_gib()
+    seconds = time.monotonic() - started
 
     arguments.into.mkdir(parents=True, exist_ok=True)
     page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": arguments.notebook.stem}})
@@ -65,7 +58,7 @@ def main() -> int:
             f"\n{arguments.notebook} failed; the page up to there: {arguments.into / 'report.html'}\n\n{failure}", file=sys.stderr
         )
         return 1
-    measured = {"notebook": arguments.notebook.name, "seconds": round(seconds, 1), "peak_memory_gib": peak and round(peak, 2)}
+    measured = {"notebook": arguments.notebook.name, "seconds": round(seconds, 1), "peak_memory_gib": round(peak.gib, 2)}
     with (arguments.into / "executions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(measured) + "\n")
     print(
