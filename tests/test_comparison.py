@@ -9,6 +9,7 @@ from helpers.config import ConfigError
 from helpers.runs import Run, delete_runs
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_each_variation_once_and_compares_them(job, tmp_path, capsys):
     job["config"].max_steps = 3
     overrides = [{"r": 2}, {"r": 8}, {"gradient_checkpointing": "on"}]

@@ -29,9 +29,12 @@ SETTINGS = {
     "eager attention, bf16": Step(LLAMA, **COMMON | {"attention": "eager", "dtype": "bfloat16", "adapter_dtype": "bfloat16"}),
     "rank 64 on two layers": Step(LLAMA, **COMMON | {"r": 64, "target_modules": ["q_proj", "v_proj"]}),
 }  # fmt: skip
+EVERY_DAY = ("gqa, nf4, checkpointing", "no checkpointing", "tied embeddings, two tiles")
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.slow]) for name in SETTINGS]
+)
 def test_the_peak_without_weights_equals_the_peak_of_the_real_step(name):
     from dataclasses import replace
 

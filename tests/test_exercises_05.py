@@ -118,6 +118,7 @@ def test_interval(answer, beginning, holds, capsys):
     assert line.startswith(beginning) and holds in line
 
 
+@pytest.mark.slow
 def test_four_runs_are_trained_and_only_revealed_when_asked(job):
     config = job.pop("config")
     config.max_steps, config.evaluations, config.eval_examples = 3, 2, 4

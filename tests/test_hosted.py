@@ -111,6 +111,7 @@ def test_a_mounted_drive_holds_the_run_and_brings_it_back_after_the_session(cola
     assert again.history == run.history and "already holds this very run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_drive_nothing_is_copied_and_nothing_is_said(colab, job, tmp_path, capsys):
     assert runtime.second_place() is None
     assert train(**job, root=tmp_path / "runs").finished
@@ -130,6 +131,7 @@ def test_elsewhere_drive_is_not_asked_for(capsys):
     assert "in Colab only" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_drive_that_fails_while_training_is_a_warning(colab, job, tmp_path, monkeypatch, capsys):
     from helpers import checkpoints
 

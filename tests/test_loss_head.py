@@ -1,5 +1,6 @@
 """TRL's Triton kernels are tried on one tile; where they fail, the plan is made again for the torch path."""
 
+import pytest
 import trl.kernels.chunked_logprob as trl_kernels
 
 from helpers.config import TrainConfig
@@ -16,6 +17,7 @@ def test_where_triton_cannot_run_the_probe_says_so_and_leaves_trl_as_it_was():
     assert trl_kernels._use_triton is before
 
 
+@pytest.mark.slow
 def test_the_plan_is_made_again_for_the_torch_path(monkeypatch, capsys):
     monkeypatch.setattr("helpers.hardware._torch_without_triton", lambda: False)
     plan = make_plan(CONFIG, KNOWN_GPUS["RTX 3060"], exact=False)

@@ -11,6 +11,7 @@ import nbformat
 ROOT = Path(__file__).parent.parent
 NAME = "[0-9][0-9]_*.ipynb"
 CHECKS = "helpers.exercises"  # the package whose functions tell a right answer from a wrong one
+TABLE = re.compile(r"^\| machine \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)  # of times and memory, made by tools.lesson_tables
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 
 
@@ -24,6 +25,14 @@ def solutions(root: Path = ROOT) -> list[Path]:
 
 def worksheets(root: Path = ROOT) -> list[Path]:
     return sorted((root / "notebooks" / "worksheets").glob(NAME))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

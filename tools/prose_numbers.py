@@ -3,9 +3,10 @@
     python -m tools.prose_numbers            # each number, with its reason, or ? if nobody has looked at it
     python -m tools.prose_numbers --write    # the same into tests/numbers_in_prose.txt, keeping the reasons that are there
 
-A number that a machine or a model decides belongs into a cell that prints it. What may stand in prose is listed in that file with
-one of the `REASONS`; tests/test_prose_numbers.py fails on a number that is not there. The words around a number are part of its
-entry, so a changed sentence has to be looked at again.
+A number that a machine or a model decides belongs into a cell that prints it (or into the table at the top, which tools.lesson_tables
+makes and which is not listed here). What may stand in prose is listed in that file with one of the `REASONS`;
+tests/test_prose_numbers.py fails on a number that is not there. The words around a number are part of its entry, so a changed
+sentence has to be looked at again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ REASONS = {
     "definition": "what a format, a rule or simple arithmetic says, on any machine",
     "quoted claim": "a number that others quote, shown beside ours",
     "setting": "a value of the config or of an exercise, which the reader sets",
-    "CPU table": "the table of times at the top, measured on 2 cores",
     "tested": "a test fails if it is not so",
     "ratio": "said roughly, as what to look for beside the printed figure",
 }
@@ -37,8 +37,6 @@ NUMBER = re.compile(
     rf"(?<![\w.,`/-])(?:~?\d[\d ,.\u00a0]*(?:\s?(?:to|or|[-–])\s?\d[\d.,]*)?[\s\u00a0-]?(?:{UNITS})|(?:{WORDS})[\s-](?:{LONG_UNITS}))(?![\w/])",
     re.IGNORECASE,
 )
-# What every lesson's table says in the same words needs no second look.
-IN_EVERY_TABLE = {r"minutes on 2 cores|GB of RAM$": "CPU table", r"or a card with 8 GB or more": "definition: whom the row is for"}
 WORDS_BEFORE, WORDS_AFTER = 4, 3
 HEAD = """# Numbers with a unit in the prose of lessons and solutions, each with the reason why it may stand there.
 # `python -m tools.prose_numbers --write` brings the list up to date; replace each ? by one of:
@@ -65,7 +63,7 @@ def candidates(root: Path = course.ROOT) -> list[tuple[str, str]]:
     for path in [*course.lessons(root), *course.solutions(root)]:
         name = path.relative_to(root / "notebooks").with_suffix("").as_posix()
         for cell in course.prose(nbformat.read(path, as_version=4)):
-            found += [(name, fragment) for fragment in fragments(cell.source)]
+            found += [(name, fragment) for fragment in fragments(course.TABLE.sub("", cell.source))]
     return list(dict.fromkeys(found))
 
 
@@ -80,16 +78,12 @@ def reviewed(path: Path = LIST) -> dict[tuple[str, str], str]:
     return entries
 
 
-def usual_reason(fragment: str) -> str:
-    return next((reason for pattern, reason in IN_EVERY_TABLE.items() if re.search(pattern, fragment)), "?")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"write {LIST.relative_to(course.ROOT)}")
     write = parser.parse_args(arguments).write
     known = reviewed()
-    lines = [f"{name}: {fragment} — {known.get((name, fragment)) or usual_reason(fragment)}" for name, fragment in candidates()]
+    lines = [f"{name}: {fragment} — {known.get((name, fragment), '?')}" for name, fragment in candidates()]
     if write:
         LIST.write_text(HEAD + "".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"{len(lines)} numbers, {sum(line.endswith('— ?') for line in lines)} to look at, in {LIST.relative_to(course.ROOT)}")
