@@ -19,14 +19,17 @@ MIXED_PRECISION = {"float16": "fp16", "bfloat16": "bf16", "float32": "no"}
 HEAD = """# accelerate launch --config_file {name} train.py
 #
 # {what}
+#
 # Another number of GPUs: change num_processes; a step's examples must be divisible by it.
-# Several machines: the same file on each, with num_machines, num_processes (GPUs of all of them), machine_rank (0, 1, ...), and
-# main_process_ip and main_process_port of machine 0. A firewall between them must let that port through.
-# This folder must then be one that all machines see (a network drive): process 0 alone writes the checkpoints, and after an
-# interruption all must find them.
+# Several machines: the same file on each, with num_machines, num_processes (the GPUs of all of them),
+# machine_rank (0, 1, ...), and main_process_ip and main_process_port of machine 0, whose firewall must
+# let that port through. This folder must then be one that all machines see (a network drive): process 0
+# alone writes the checkpoints, and after an interruption all must find them.
 """
-REPLICATED = "DDP: each GPU holds the whole model and takes its share of every step's examples. For models that fit one card."
-SHARDED = "FSDP2: each GPU holds a part of every layer. For models that do not fit one card; slower, because the parts travel."
+REPLICATED = """DDP: each GPU holds the whole model and takes its share of every step's examples.
+# For models that fit one card."""
+SHARDED = """FSDP2: each GPU holds a part of every layer. For models that do not fit one card; slower, because
+# the parts travel."""
 
 
 def accelerate_configs(plan: Plan, gpus: int) -> dict[str, str]:
