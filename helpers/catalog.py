@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.config import ConfigError
-from helpers.weights import EMBEDDED_MODEL
+from helpers.embedded import EMBEDDED_MODEL
 
 # transformers' model_type -> what is special about its blocks, as far as memory and precision are concerned
 FAMILIES: dict[str, frozenset[str]] = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from helpers.catalog import CATALOG, BaseModel
 from helpers.runtime import HUB, TOKEN_GOES_INTO, find_token, is_network_error, where
-from helpers.weights import PICKLES_REFUSED, WeightsError, cache_folder, is_complete
+from helpers.weight_files import PICKLES_REFUSED, WeightsError, cache_folder, is_complete
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -12,9 +12,9 @@ from argparse import ArgumentParser
 
 from helpers.catalog import CATALOG, BaseModel, resolve
 from helpers.config import ConfigError, TrainConfig
+from helpers.embedded import EMBEDDED_MODEL
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.planner import DoesNotFit, Plan, make_plan
-from helpers.weights import EMBEDDED_MODEL
 
 # What "auto" tries on a GPU, best first: ungated, and with a plain chat template. (SmolLM3 and Qwen3 think aloud before they answer,
 # which a first fine-tuning should not have to deal with.)

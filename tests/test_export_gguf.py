@@ -176,10 +176,11 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
     from datasets import Dataset
 
     from benchmarks.merging import agreement
+    from helpers.embedded import EMBEDDED_MODEL
     from helpers.evaluation.forgetting import GENERAL_PROMPTS
     from helpers.evaluation.losses import greedy_tokens
     from helpers.models import generate
-    from helpers.weights import EMBEDDED_MODEL, fetch_weights
+    from helpers.weights import fetch_weights
 
     try:
         llama_cpp.CONVERTER.folder(), llama_cpp.QUANTISER.folder()

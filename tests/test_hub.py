@@ -18,7 +18,8 @@ LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 FETCH = """
 from pathlib import Path
 import helpers.hub, shutil, sys
-from helpers.weights import WeightsError, fetch_weights
+from helpers.weight_files import WeightsError
+from helpers.weights import fetch_weights
 {before}
 try:
     folder = fetch_weights({model!r}{arguments})

