@@ -60,7 +60,7 @@ def from_hub(model: str, quantised: bool = False) -> Path:
     if not any(name.endswith(".safetensors") for name in files):
         raise HubRefusal(f"{model} holds no *.safetensors on the Hub. {PICKLES_REFUSED}")
     if info.gated and not find_token():
-        raise HubRefusal(_gated(model, info))
+        raise HubRefusal(how_to_open(model, info))
     size = _missing_bytes(model, info.sha, files)
     if quantised and row is not None and row.prequantised and (size > SMALL_ENOUGH or size + SPARE_DISK > _free_disk()):
         folder = _prequantised(row, size)
@@ -96,7 +96,7 @@ def _ask(model: str) -> ModelInfo | None:
     try:
         return HfApi().model_info(model, files_metadata=True)
     except GatedRepoError:
-        raise HubRefusal(_gated(model, None)) from None
+        raise HubRefusal(how_to_open(model)) from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status == 401 and find_token() and "Invalid" in str(error):
@@ -111,7 +111,8 @@ def _ask(model: str) -> ModelInfo | None:
         raise
 
 
-def _gated(model: str, info: ModelInfo | None) -> str:
+def how_to_open(model: str, info: ModelInfo | None = None) -> str:
+    """What to do about a gated model: its licence, the token, and the nearest model that needs neither."""
     row = next((row for row in CATALOG.values() if row.id == model), None)
     parameters = row.shape.parameters() if row else getattr(getattr(info, "safetensors", None), "total", None)
     other = nearest_ungated(parameters)
@@ -172,7 +173,7 @@ def _download(model: str, info: ModelInfo, files: list[str], into: Path | None =
     try:
         return Path(snapshot_download(model, allow_patterns=files, local_dir=into))
     except GatedRepoError:
-        raise HubRefusal(_gated(model, info)) from None
+        raise HubRefusal(how_to_open(model, info)) from None
 
 
 def _cached(model: str) -> Path:

@@ -102,6 +102,14 @@ def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_w
     assert hub.downloaded() == []
 
 
+def test_the_tokenizer_of_a_gated_model_says_the_same(hub, root, tmp_path):
+    hub.add(LLAMA, SMALL, gated=True)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | hub.environment(tmp_path)
+    code = f"from helpers.data.tokens import load_tokenizer; load_tokenizer({LLAMA!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert f"DataError: {LLAMA} is gated: accept its licence first" in done.stderr
+
+
 def test_a_gated_model_that_the_token_may_not_read_says_so_and_one_that_it_may_is_fetched(hub, fetch):
     hub.add(LLAMA, SMALL, gated=True)
     assert "A token is there, but not with that right" in fetch(LLAMA, token=hub.token_without_right)

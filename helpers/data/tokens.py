@@ -124,12 +124,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model: a name from the menu, a local folder, or a Hub id. Only for the embedded model, this fetches the weights too.
 
     Raises:
-        DataError: there is no such model, or no network.
+        DataError: there is no such model, it is gated, or no network.
     """
+    from huggingface_hub.errors import GatedRepoError
     from transformers import AutoTokenizer
 
     from helpers.catalog import resolve
     from helpers.embedded import EMBEDDED_MODEL
+    from helpers.hub import how_to_open
     from helpers.runtime import hub_reachable
     from helpers.weights import fetch_weights
 
@@ -140,6 +142,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         in_folder = Path(model).is_dir()
         return AutoTokenizer.from_pretrained(Path(model) if in_folder else model, local_files_only=in_folder or not hub_reachable())
     except Exception as error:  # no network, no such model, gated: each fails in its own way
+        if isinstance(error.__cause__, GatedRepoError):
+            raise DataError(how_to_open(model)) from None
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"No tokenizer for {name!r} ({why:.200}). Check the name and the network, or give a local folder."
