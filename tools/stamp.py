@@ -27,7 +27,7 @@ REPO, TAG = "https://github.com/{repo}", "{tag}"
 HERE, NAME = Path.cwd(), REPO.rpartition("/")[2]
 ROOT = next((f for f in [HERE, *HERE.parents, HERE / NAME] if (f / "helpers").is_dir()), HERE / NAME)
 if not ROOT.is_dir():
-    subprocess.run(["git", "clone", "-q", "--depth=1", f"--branch={{TAG}}", REPO, str(ROOT)], check=True)
+    subprocess.run([*"git clone -q -c advice.detachedHead=false --depth=1 --branch".split(), TAG, REPO, ROOT], check=True)
 os.chdir(ROOT); sys.path.insert(0, str(ROOT))
 from helpers.bootstrap import install_what_is_missing
 install_what_is_missing()"""
