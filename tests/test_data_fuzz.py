@@ -104,7 +104,7 @@ def originals():
     return {
         "a.jsonl": lines, "chat.jsonl": "".join(json.dumps(row) + "\n" for row in CHATS).encode(), "b.json": json.dumps(ROWS, indent=1).encode(),
         "c.csv": pd.DataFrame(ROWS).to_csv(index=False).encode(), "d.tsv": pd.DataFrame(ROWS).to_csv(index=False, sep="\t").encode("utf-16"),
-        "e.parquet": packed.getvalue(), "f.jsonl.gz": gzip.compress(lines),
+        "e.parquet": packed.getvalue(), "f.jsonl.gz": gzip.compress(lines, mtime=0),
     }  # fmt: skip
 
 
