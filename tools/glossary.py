@@ -13,8 +13,6 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
-
 from tools import course
 
 # Words that the lessons use in another form.
@@ -49,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     path = course.ROOT / "notebooks" / "GLOSSARY.md"
     texts = {
-        lesson: "\n".join(cell.source for cell in course.prose(nbformat.read(lesson, as_version=4))) for lesson in course.lessons()
+        lesson: "\n".join(cell.source for cell in course.prose(course.read(lesson))) for lesson in course.lessons()
     }
     old = path.read_text(encoding="utf-8")
     new = ordered(old, texts)

@@ -16,8 +16,6 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
-
 from tools import course
 
 LIST = course.ROOT / "tests" / "numbers_in_prose.txt"
@@ -62,7 +60,7 @@ def candidates(root: Path = course.ROOT) -> list[tuple[str, str]]:
     found = []
     for path in [*course.lessons(root), *course.solutions(root)]:
         name = path.relative_to(root / "notebooks").with_suffix("").as_posix()
-        for cell in course.prose(nbformat.read(path, as_version=4)):
+        for cell in course.prose(course.read(path)):
             found += [(name, fragment) for fragment in fragments(course.TABLE.sub("", cell.source))]
     return list(dict.fromkeys(found))
 

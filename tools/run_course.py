@@ -89,7 +89,7 @@ def execute(path: Path, into: Path, core: int | None, threads: int) -> Result:
             name_of(path), time.monotonic() - started, None, f"{tail[0][:200] if tail else 'failed'} (see {into / 'log.txt'})"
         )
     measured = json.loads((into / "executions.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    problems = wrong_checks(nbformat.read(into / "executed.ipynb", as_version=4)) if path.parent.name == "solutions" else []
+    problems = wrong_checks(course.read(into / "executed.ipynb")) if path.parent.name == "solutions" else []
     peak, bar = measured["peak_memory_gib"], PEAK_GIB_OF_SEVERAL_PROCESSES if path.name.startswith(TRAINS_IN_PROCESSES) else PEAK_GIB
     if peak > bar:
         problems.append(f"{peak} GiB is more than {bar}")

@@ -57,7 +57,7 @@ def stamped(repo: str, tag: str) -> dict[Path, str]:
     """File -> its text as it should be."""
     texts = {}
     for path in notebooks():
-        notebook = nbformat.read(path, as_version=4)
+        notebook = course.read(path)
         relative = path.relative_to(ROOT).as_posix()
         title = notebook.cells[0]
         heading, _, rest = BADGES.sub("", title.source).partition("\n")

@@ -124,7 +124,7 @@ def is_kept(cell: nbformat.NotebookNode, text_before: str, section: str, first: 
 
 def worksheet(lesson: Path) -> str:
     """The text of the worksheet's file."""
-    notebook = nbformat.read(lesson, as_version=4)
+    notebook = course.read(lesson)
     repo, tag = stamp.address()
     section, first, relative = "", True, f"notebooks/worksheets/{lesson.name}"
     for position, cell in enumerate(notebook.cells):
