@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from textwrap import fill
 
 from helpers.catalog import ModelShape
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step
 from helpers.hardware import MIB, Gpu, attention, speed
 from helpers.memory import ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
+from helpers.page import filled
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 SHORTEST_SEQUENCE = 128
-COLUMNS = 104  # of a printed line
 SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
 
 
@@ -61,7 +60,7 @@ class Plan:
         return self.accumulation * rate.seconds(self.measured.flops, self.measured.bytes_moved)
 
     def __str__(self) -> str:
-        return "\n".join(fill(f"- {reason}", COLUMNS, subsequent_indent="  ", break_on_hyphens=False) for reason in self.reasons)
+        return "\n".join(filled("- ", reason) for reason in self.reasons)
 
 
 def budget(gpu: Gpu) -> int:

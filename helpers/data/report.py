@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.content import is_broken
 from helpers.data.faults import FAULTS
+from helpers.page import filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from helpers.data.tokens import TokenCheck
 
-COLUMNS = 104  # of a line of the printed report
 PLACES = 5  # places named for each finding
 SMALL, ENOUGH = 50, 500  # examples: below, even a style is hard to learn; from here on, a first training is worth its time
 
@@ -109,8 +108,8 @@ class Report:
                 fault = FAULTS[finding.code]
                 first = "first: " if finding.count > 1 and finding.of_one_row else ""
                 detail = f": {first}{finding.detail}" if finding.detail else ""
-                lines.append(_filled(f"  {finding.count:>6,}  ", f"{fault.name} ({where}){detail}. {fault.fix}"))
-        lines += [""] + [_filled("  - ", note) for note in self.notes]
+                lines.append(filled(f"  {finding.count:>6,}  ", f"{fault.name} ({where}){detail}. {fault.fix}"))
+        lines += [""] + [filled("  - ", note) for note in self.notes]
         return "\n".join(lines)
 
     __repr__ = __str__  # so that a cell may simply end with the report
@@ -144,12 +143,6 @@ def advice(examples: int) -> str:
     if examples < ENOUGH:
         return f"{examples} examples can teach a style or a format; 500 are enough for a first real run, and good ones beat many."
     return f"{examples:,} examples are enough to start (500 are); hold 10 to 20 % of them out with split()."
-
-
-def _filled(mark: str, text: str) -> str:
-    """Lines that fit a notebook's page, the later ones indented under the first."""
-    return fill(text, COLUMNS, initial_indent=mark, subsequent_indent=" " * len(mark), break_long_words=False,
-                break_on_hyphens=False, replace_whitespace=False)  # fmt: skip
 
 
 def _short(text: str, width: int) -> str:

@@ -37,16 +37,19 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         raise ExportError(f"{merged} holds quantised weights: name the 16-bit folder that merge(run) has written.")
     weights = sum(part.stat().st_size for part in merged.glob("*.safetensors")) / 2  # how many: two bytes each
-    converted, per_weight = (kind, CONVERTED[kind]) if kind in CONVERTED else ("f16", CONVERTED["f16"] + QUANTISED[kind][1])
+    per_weight = CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTISED[kind][1]  # for a moment, both are there
     check_disk(file, int(weights * per_weight))
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft, large = file.with_name(file.name + PART), file.with_name(f"{file.name}-f16{PART}")
-    try:
-        llama_cpp.convert(merged, draft if kind == converted else large, converted)
-        if kind in QUANTISED:
+    draft = file.with_name(file.name + PART)
+    if kind in CONVERTED:
+        llama_cpp.convert(merged, draft, kind)
+    else:
+        large = file.with_name(f"{file.name}-f16{PART}")
+        try:
+            llama_cpp.convert(merged, large, "f16")
             llama_cpp.quantise(large, draft, kind)
-    finally:
-        large.unlink(missing_ok=True)
+        finally:
+            large.unlink(missing_ok=True)
     flush(draft)
     os.replace(draft, file)
     write_whole(file.with_name("Modelfile"), modelfile(AutoTokenizer.from_pretrained(merged), file.name))

@@ -43,7 +43,7 @@ class Tool:
                 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
                 done = subprocess.run([*pip, "--target", str(draft), *self.packages], capture_output=True, text=True)
                 if done.returncode != 0:
-                    raise ExportError(f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {last_line(done.stderr)}")
+                    raise ExportError(f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {_last_line(done.stderr)}")
                 shutil.rmtree(target, ignore_errors=True)
                 try:
                     os.replace(draft, target)
@@ -100,8 +100,8 @@ def _run(command: list[str], file: Path, problem: str, **environment: str) -> No
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment)
     if done.returncode != 0 or not file.is_file():
         file.unlink(missing_ok=True)
-        raise ExportError(f"llama.cpp's {problem}: {last_line(done.stderr)}")
+        raise ExportError(f"llama.cpp's {problem}: {_last_line(done.stderr)}")
 
 
-def last_line(text: str) -> str:
+def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it said nothing"])[-1]
