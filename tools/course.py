@@ -31,8 +31,9 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+def text(notebook: nbformat.NotebookNode) -> str:
+    """The notebook as its file should hold it."""
+    return nbformat.writes(notebook) + "\n"
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             stale.append(lesson.name)
             first.source = fresh
             if not chosen.check:
-                course.write(notebook, lesson)
+                lesson.write_text(course.text(notebook), encoding="utf-8")
     if stale:
         print(f"{'Not current' if chosen.check else 'Written'}: {', '.join(stale)}")
     return 1 if chosen.check and stale else 0

@@ -14,8 +14,6 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
-
 from tools import course
 
 ROOT = course.ROOT
@@ -64,7 +62,7 @@ def stamped(repo: str, tag: str) -> dict[Path, str]:
         title.source = f"{heading}\n\n{badges(relative, repo, tag)}\n\n{rest.strip()}".strip()
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
         first.source = BOOTSTRAP.format(repo=repo, tag=tag)
-        texts[path] = nbformat.writes(notebook) + "\n"
+        texts[path] = course.text(notebook)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     texts[ROOT / "README.md"] = README_ROW.sub(lambda row: f"{row[1]} {badges(f'notebooks/{row[2]}.ipynb', repo, tag)} |", readme)
     return texts

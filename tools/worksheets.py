@@ -144,7 +144,7 @@ def worksheet(lesson: Path) -> str:
     rest = stamp.BADGES.sub("", rest).strip()
     note = NOTE.format(number=lesson.name[:2], lesson=f"../{lesson.name}")
     notebook.cells[0].source = f"{title} (worksheet)\n\n{stamp.badges(relative, repo, tag)}\n\n{note}\n\n{rest}"
-    return nbformat.writes(notebook) + "\n"
+    return course.text(notebook)
 
 
 def to_worksheets(text: str, lesson: Path) -> str:
