@@ -25,7 +25,7 @@ from helpers import live
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
 from helpers.hardware import detect_gpu
-from helpers.loss_head import use_loss_head
+from helpers.compat import use_loss_head
 from helpers.menu import choose_model
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
@@ -83,7 +83,7 @@ def main() -> float:
         for name in seconds:
             trl_utils._use_triton = ORIGINAL
             if name == "bare" and not arguments.untouched and gpu.kind == "cpu":
-                use_loss_head(plan)
+                use_loss_head(plan.loss_head, plan.loss_tile)
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 started = time.perf_counter()
                 bare(*job, folder) if name == "bare" else train(*job, root=folder)

@@ -11,6 +11,7 @@ can walk away from this package at any time. Data flows one way:
 
 import logging
 import os
+import platform
 import sys
 
 if sys.version_info < (3, 10):  # said before any other import can fail with a less helpful message
@@ -19,14 +20,9 @@ if sys.version_info < (3, 10):  # said before any other import can fail with a l
         "Install a newer Python and make a fresh environment with it." % sys.version_info[:2]
     )
 
-# One segment of GPU memory that grows leaves fewer holes than many of fixed size. PyTorch reads this when it starts, and supports
-# it on Linux only.
-if sys.platform == "linux" and "torch" not in sys.modules:
+# PyTorch reads this when it starts. What it does, and where it cannot be used: `growing_segments` in helpers/hardware.py.
+if "torch" not in sys.modules and sys.platform == "linux" and "microsoft" not in platform.release().lower():
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-
-# One process trains on one card. Trainer would split a 4-bit model over all that it sees (two on Kaggle), and fail.
-if "torch" not in sys.modules:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 # On some CPUs bitsandbytes warns, in red, that it found no faster kernels. They are for inference only, and nobody has to act.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

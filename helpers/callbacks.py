@@ -32,20 +32,6 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on. The message says at which step, the likely cause, and which checkpoint stands."""
 
 
-class Rhythm(TrainerCallback):
-    """Whatever is evaluated is also logged and saved, and the last step is always evaluated.
-
-    So a run that continues from a checkpoint finds its curve complete up to there. (Trainer skips the last step unless it is
-    a multiple of `eval_steps`.)
-    """
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-        if control.should_evaluate:
-            control.should_log = control.should_save = True
-
-
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' own: stops after `early_stopping_patience` evaluations in a row without a new best. Step 0 does not count."""
 
@@ -212,4 +198,5 @@ class StopButton(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.presses and state.global_step < state.max_steps:
             self.pressed_at = state.global_step
-            control.should_training_stop = control.should_evaluate = True
+            # Measured, written down and saved: so the step that is said to be kept is the one whose adapter is kept.
+            control.should_training_stop = control.should_evaluate = control.should_log = control.should_save = True

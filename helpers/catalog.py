@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.config import ConfigError
 from helpers.embedded import EMBEDDED_MODEL
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # transformers' model_type -> what is special about its blocks, as far as memory and precision are concerned
 FAMILIES: dict[str, frozenset[str]] = {
@@ -23,11 +26,11 @@ FAMILIES: dict[str, frozenset[str]] = {
     "mistral": frozenset(),
     "smollm3": frozenset(),
     "granite": frozenset(),
-    "gemma": frozenset({"overflows fp16"}),
+    "gemma": frozenset(),
     "qwen2": frozenset({"qkv bias"}),
     "qwen3": frozenset({"query and key norms"}),
-    "gemma2": frozenset({"norms after attention and MLP", "eager attention only", "overflows fp16"}),
-    "gemma3_text": frozenset({"norms after attention and MLP", "query and key norms", "overflows fp16"}),
+    "gemma2": frozenset({"norms after attention and MLP", "eager attention only"}),
+    "gemma3_text": frozenset({"norms after attention and MLP", "query and key norms"}),
     "phi3": frozenset({"fused matrices"}),
 }
 
@@ -227,12 +230,10 @@ def find_shape(model: str) -> ModelShape | None:
     for row in CATALOG.values():
         if model in (row.id, row.short_name):
             return row.shape
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
-        config = AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
-    except (ValueError, OSError):
+    config = _read_config(model)
+    if config is None:
         return None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise ConfigError(f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
@@ -240,4 +241,18 @@ def find_shape(model: str) -> ModelShape | None:
     try:
         return ModelShape.from_config(config)
     except ValueError:
+        return None
+
+
+def find_model_type(model: str) -> str:
+    """The `model_type` in the config.json of a local folder or a Hub id, modelled or not; empty if it cannot be read."""
+    return getattr(_read_config(model), "model_type", "")
+
+
+def _read_config(model: str) -> PretrainedConfig | None:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
+    except (ValueError, OSError):
         return None

@@ -16,6 +16,7 @@ import argparse
 import atexit
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -62,7 +63,7 @@ class Step:
     attention: str = "flash"
     """"flash", "efficient", "math" or "eager": what the card will really run."""
     masked: bool = False
-    """True where examples of different lengths are padded, so that attention needs a mask."""
+    """True where examples of different lengths are padded, so that attention gets a mask: no flash attention, and keys repeated."""
     loss_head: str = "triton"
     """TRL's tiled head with Triton kernels, the same in plain "torch", or "full" logits as transformers computes them."""
     loss_tile: int = 32768
@@ -72,6 +73,8 @@ class Step:
     optimizer: str = "adamw_8bit"
     fp32_upcast: bool = False
     """Did `prepare_model_for_kbit_training` turn embeddings, head and norms into fp32?"""
+    expandable: bool = False
+    """Does the allocator work with segments that grow? Decides `reserved`."""
     load_in: str = ""
     """Where the weights are loaded and quantised on the card, the dtype they arrive in; leaves its marks on `reserved`."""
     device: str = "meta"
@@ -86,8 +89,6 @@ class DryRun:
     """Peak of `torch.cuda.max_memory_allocated()`."""
     reserved: int
     """Peak of `torch.cuda.max_memory_reserved()`, by replaying the allocations."""
-    reserved_expandable: int
-    """The same with expandable segments."""
     live_peak: int
     """Peak bytes of live tensors, without the allocator's rounding and without library workspaces."""
     resident: int
@@ -105,14 +106,27 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
+        self._missing: list[str] = []
 
-    def ask(self, step: Step) -> DryRun:
+    def missing_names(self) -> list[str]:
+        """What the process misses in TRL (`helpers.compat.missing_names`): the first thing that it says."""
         if self._process is None or self._process.poll() is not None:
             root = Path(__file__).resolve().parent.parent
+            no_card = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # importing bitsandbytes would else take a context on the card
             self._process = subprocess.Popen([sys.executable, "-m", "helpers.dryrun_worker"], cwd=root, text=True, encoding="utf-8",
-                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+                                             env=no_card, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=subprocess.DEVNULL)  # fmt: skip
+            self._missing = self._answer()["missing"]
+        return self._missing
+
+    def ask(self, step: Step) -> DryRun:
+        self.missing_names()
+        return DryRun(**self._answer(asdict(step)))
+
+    def _answer(self, question: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
-            print(json.dumps(asdict(step)), file=self._process.stdin, flush=True)
+            if question is not None:
+                print(json.dumps(question), file=self._process.stdin, flush=True)
             answer = self._process.stdout.readline()
         except BaseException:  # an interrupted question must not be answered to the next one who asks
             self.stop()
@@ -123,7 +137,7 @@ class Worker:
         result = json.loads(answer)
         if "error" in result:
             raise DryRunError(result["error"])
-        return DryRun(**result)
+        return result
 
     def stop(self) -> None:
         if self._process is not None:
@@ -143,6 +157,11 @@ def dry_run(step: Step) -> DryRun:
         DryRunError: the configuration is not a causal language model, or cannot be built.
     """
     return _worker.ask(step)
+
+
+def missing_names() -> list[str]:
+    """Names of TRL that the dry run needs in order to follow its loss head, and that this version does not have."""
+    return _worker.missing_names()
 
 
 # --------------------------------------------------------------------------------------- the check against real cards

@@ -12,14 +12,15 @@ import bitsandbytes as bnb
 import torch
 import trl.trainer.utils as trl_utils
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl.models.selective_activation_checkpointing import enable_selective_activation_checkpointing
 
 from helpers.dryrun import Step
 
 aten = torch.ops.aten
+# transformers leaves the mask out where no token is padded. On the meta device that question has no answer, so it is answered here.
+IGNORE_CAUSAL_MASK = getattr(masking_utils, "_ignore_causal_mask_sdpa", None)
 
 
 def build(step: Step) -> PreTrainedModel:
@@ -49,19 +50,6 @@ def build(step: Step) -> PreTrainedModel:
     return model
 
 
-def set_checkpointing(model: PreTrainedModel, mode: str) -> None:
-    """Switch a model that is already built, because building a 13B model takes longer than a step of it."""
-    model.__dict__.pop("gradient_checkpointing_enable", None)  # TRL's selective mode replaces the method on the instance
-    model.disable_input_require_grads()
-    if mode == "off":
-        model.gradient_checkpointing_disable()
-        return
-    if mode == "selective":
-        enable_selective_activation_checkpointing(model)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": mode == "reentrant"})
-    model.enable_input_require_grads()
-
-
 def quantize(model: PreTrainedModel, device: str, dtype: torch.dtype, double_quant: bool) -> None:
     """Replace each linear layer but the output head by bitsandbytes' NF4 layer, with packed weight and scales of true size."""
     functional = bnb.functional
@@ -85,8 +73,26 @@ def quantize(model: PreTrainedModel, device: str, dtype: torch.dtype, double_qua
     model.is_loaded_in_4bit = True
 
 
+def make_batch(step: Step) -> dict[str, torch.Tensor]:
+    """`input_ids` (micro-batch x tokens), and the mask of padded examples where the step has one."""
+    batch = {"input_ids": torch.zeros(step.micro_batch, step.seq_len, dtype=torch.long, device=step.device)}
+    if step.masked:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if step.device == "cpu":
+            batch["attention_mask"][0, -step.seq_len // 4 :] = 0
+        elif IGNORE_CAUSAL_MASK is None:  # then the finished mask is handed over: one byte for each pair of tokens, as transformers makes it
+            batch["attention_mask"] = torch.ones(step.micro_batch, 1, step.seq_len, step.seq_len, dtype=torch.bool, device=step.device)
+    return batch
+
+
 def choose_attention(step: Step) -> None:
-    """Make transformers' "sdpa" the kernel that the card would run; the name stays, so that masks are built as for sdpa."""
+    """Make transformers' "sdpa" the kernel that the card would run; the name stays, so that masks are built as for sdpa.
+
+    With `step.masked` the mask is built even where it would be left out, as it is for examples of different lengths.
+    """
+    if IGNORE_CAUSAL_MASK is not None:
+        pretend = step.masked and step.device == "meta"  # a batch of a real step is really padded
+        masking_utils._ignore_causal_mask_sdpa = (lambda *args, **kwargs: False) if pretend else IGNORE_CAUSAL_MASK
     if step.attention == "eager" or (step.device == "cpu" and step.attention != "math"):
         ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa_attention_forward)
         return

@@ -21,12 +21,13 @@ import trl.trainer.utils as trl_utils
 from transformers import PreTrainedModel
 
 from helpers.allocator import CachingAllocator
+from helpers.compat import missing_names, set_checkpointing
 from helpers.dryrun import DryRun, Step
-from helpers.dryrun_model import build, choose_attention, resident_tensors, set_checkpointing
+from helpers.dryrun_model import build, choose_attention, make_batch, resident_tensors
 from helpers.memory import CUBLAS_WORKSPACES
 from helpers.tracker import LiveBytes
 
-ORIGINAL = {name: getattr(trl_kernels, name) for name in ("_forward_tile", "_backward_tile", "_addmm_fp32", "_use_triton")}
+ORIGINAL = {name: getattr(trl_kernels, name, None) for name in ("_forward_tile", "_backward_tile", "_addmm_fp32", "_use_triton")}
 ORIGINAL_LINEAR, ORIGINAL_SOFTMAX = torch.nn.functional.linear, torch.nn.functional.softmax
 ORIGINAL_AUTOCAST = torch.is_autocast_enabled
 
@@ -90,19 +91,24 @@ def choose_arithmetic(step: Step) -> Autocast:
 
 def choose_loss_head(step: Step, tracker: LiveBytes) -> None:
     """Let TRL's head run on the meta device as it runs on the card: with Triton no temporaries, without them the torch ones."""
+    torch.is_autocast_enabled = ORIGINAL_AUTOCAST
+    if step.device == "meta":
+        # PEFT asks without a device (its inputs then stay as they are), TRL's head asks for the device of its tensors.
+        torch.is_autocast_enabled = lambda device=None: step.autocast and device is None
+    if step.loss_head == "full":
+        return
+    if missing_names():
+        raise RuntimeError(f"TRL has no {', '.join(missing_names())}, so its loss head cannot be followed")
     trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = step.loss_tile
     for name, function in ORIGINAL.items():
         setattr(trl_kernels, name, function)
     trl_utils._use_triton = ORIGINAL["_use_triton"]
-    torch.is_autocast_enabled = ORIGINAL_AUTOCAST
     if step.device != "meta":
         return
 
     def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:  # CUDA sums in fp32 without copies
         tracker.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
-    # PEFT asks without a device (its inputs then stay as they are), TRL's head asks for the device of its tensors.
-    torch.is_autocast_enabled = lambda device=None: step.autocast and device is None
     trl_kernels._addmm_fp32 = add_product
     if step.loss_head == "triton":
         trl_utils._use_triton = lambda device: True
@@ -136,7 +142,8 @@ def run(step: Step, model: PreTrainedModel) -> DryRun:
     tracker, host = LiveBytes(), HostMemory()
     choose_attention(step)
     choose_loss_head(step, tracker)
-    set_checkpointing(model, step.checkpointing)
+    reentrant = step.checkpointing == "reentrant"
+    set_checkpointing(model, "on" if reentrant else step.checkpointing, reentrant=reentrant)
     for tensor in resident_tensors(model):
         tracker.add(tensor)
     after_loading = len(tracker.trace)
@@ -145,9 +152,7 @@ def run(step: Step, model: PreTrainedModel) -> DryRun:
     autocast = choose_arithmetic(step)
     offload = torch.autograd.graph.saved_tensors_hooks(host.pack, host.unpack) if step.offload else contextlib.nullcontext()
     with tracker:
-        batch = {"input_ids": torch.zeros(step.micro_batch, step.seq_len, dtype=torch.long, device=step.device)}
-        if step.masked:
-            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch = make_batch(step)
         if step.phase == "train":
             for parameter in trainable:
                 parameter.grad = torch.zeros_like(parameter)
@@ -170,15 +175,12 @@ def run(step: Step, model: PreTrainedModel) -> DryRun:
     resident = tracker.live - sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
     loading = load_trace(step, model) if step.load_in else tracker.trace[:after_loading]
     workspaces = [(("workspace", n), CUBLAS_WORKSPACES // 2) for n in (0, 1)]
-    allocators = [CachingAllocator(expandable=expandable).run(loading) for expandable in (False, True)]
-    for allocator in allocators:
-        allocator.reset_peaks()
-        allocator.run([*workspaces, *tracker.trace[after_loading:]])
-    plain, expandable = allocators
+    allocator = CachingAllocator(expandable=step.expandable).run(loading)
+    allocator.reset_peaks()
+    allocator.run([*workspaces, *tracker.trace[after_loading:]])
     return DryRun(
-        allocated=plain.peak_allocated, reserved=plain.peak_reserved, reserved_expandable=expandable.peak_reserved,
-        live_peak=tracker.peak, resident=resident, host=host.bytes, flops=tracker.flops, bytes_moved=tracker.bytes_moved,
-        seconds=time.perf_counter() - started, peak_operation=tracker.peak_operation,
+        allocated=allocator.peak_allocated, reserved=allocator.peak_reserved, live_peak=tracker.peak,
+        resident=resident, host=host.bytes, flops=tracker.flops, bytes_moved=tracker.bytes_moved, seconds=time.perf_counter() - started, peak_operation=tracker.peak_operation,
     )  # fmt: skip
 
 
@@ -261,6 +263,7 @@ def serve() -> None:
     questions, answers = sys.stdin, sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not be taken for an answer
     models = Models()
+    print(json.dumps({"missing": missing_names()}), file=answers, flush=True)
     for line in questions:
         step = Step(**json.loads(line))
         try:

@@ -21,6 +21,7 @@ CUBLAS_WORKSPACES = 2 * 8320 * 1024  # cuBLAS and cuBLASLt keep 8.125 MiB each (
 LOSS_TILE_TOKENS, LOSS_TILE_VOCABULARY = 4096, 32768  # what TRL's loss head holds at once
 TORCH_TILE_COPIES = 29  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
 OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
+ADAMW = 8  # bytes per trained number: two fp32 states
 ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
 QUANTISATION_BLOCK = 64  # weights that share one scale in NF4
 GATHERED_LAYERS = 2  # FSDP2 has the layer in use whole on each card, and the next on its way
@@ -72,6 +73,7 @@ def estimate(
     loss_tile: int = LOSS_TILE_VOCABULARY,
     offload: bool = False,
     on_gpu: bool = True,
+    context: bool = True,
     gpus: int = 1,
     sharded: bool = False,
 ) -> MemoryEstimate:
@@ -85,7 +87,7 @@ def estimate(
         loss_head, loss_tile: TRL's with "triton" or in plain "torch", and the vocabulary entries it handles at a time; or "full"
             logits, as transformers computes them.
         offload: saved activations wait in host memory.
-        on_gpu: adds what the CUDA driver and its libraries take.
+        on_gpu: adds what CUDA's libraries take, and, with `context`, the driver's context (which what is free may have left out already).
         gpus, sharded: cards that take part, each with the whole model (DDP) or with a part of each layer (FSDP2).
     """
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.key_value_size
@@ -111,11 +113,12 @@ def estimate(
     if gpus > 1 and on_gpu:
         resident["NCCL"] = NCCL_BUFFERS
     if on_gpu:
-        resident["CUDA and libraries"] = CUDA_CONTEXT + CUBLAS_WORKSPACES
+        resident["CUDA and libraries"] = CUDA_CONTEXT * context + CUBLAS_WORKSPACES
 
     # One layer's saved activations, tensor by tensor: twice (norm input in fp32, norm output), queries and attention output,
     # keys and values, gate, up, silu(gate) and their product, the small LoRA outputs, softmax statistics, norm factors.
-    keys_and_values = 2 * kv if attention == "flash" else 2 * q  # other kernels get them repeated for every head
+    masked = micro_batch > 1  # examples of different lengths are padded, and flash attention takes no mask
+    keys_and_values = 2 * kv if attention == "flash" and not masked else 2 * q  # other kernels get them repeated for every head
     layer = tokens * (8 * h + 2 * stream * h + e * (2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
     if shape.has("query and key norms"):
         layer += tokens * 4 * (q + kv)  # the norms' inputs in fp32
@@ -128,7 +131,9 @@ def estimate(
     backward = max(tokens * e * (2 * i + h), scores * (4 + 2 * e))  # gradients that flow through one MLP, or through the scores
     workspace = e * h * i + (h * i) // 16 if quantization == "nf4" else 0  # one weight matrix unpacked from NF4, and its scales
     casts = e * trainable if e == 2 else 0  # 16-bit copies of the fp32 adapters, kept while a layer's activations are
-    mask = e * micro_batch * seq_len**2 if micro_batch > 1 else 0  # padded examples need one, as a bias for every score
+    # One byte for each pair of tokens; each layer makes a bias for its scores of it, and keeps that as long as its activations.
+    mask = micro_batch * seq_len**2 * (e if attention == "eager" else 1) if masked else 0
+    bias = e * mask if attention != "eager" else 0
 
     tile = min(tokens, LOSS_TILE_TOKENS) * min(shape.vocab_size, loss_tile)
     if loss_head == "full":
@@ -140,12 +145,12 @@ def estimate(
 
     at_loss = {"loss head": loss + final_norm}
     if checkpointing == "off":
-        saved = {"saved activations": layer * layers + casts + mask}
+        saved = {"saved activations": (layer + bias) * layers + casts + mask}
         moments = {"in the backward pass": saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}}
     else:
         kept = tokens * (stream * h + (e * q if checkpointing == "selective" else 0))  # per layer
         saved = {"saved activations": kept * layers + mask}
-        at_layer = {"one layer, recomputed": layer + backward + casts // layers, "unpacked weights": workspace}
+        at_layer = {"one layer, recomputed": layer + bias + backward + casts // layers, "unpacked weights": workspace}
         moments = {  # going back, saved activations are used up while gradients pile up
             "in the backward pass of the last layer": saved | at_layer | {"gradients": 4 * trainable // layers},
             "in the backward pass of the first layer": {"saved activations": kept + mask}

@@ -19,7 +19,8 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from helpers.hardware import AMPERE
+from helpers.compat import keep_weights_trainable, repeat_shared_keys
+from helpers.hardware import attention, count_as_free
 from helpers.recipe import lora_config, quantization_config
 from helpers.weights import fetch_weights
 
@@ -41,8 +42,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
         WeightsError: the weights are in none of the known sources.
     """
     release_last_model()
-    if plan.gpu.kind == "cuda" and plan.gpu.capability < AMPERE:
-        _repeat_shared_keys()
+    repeat_shared_keys(attention(plan.gpu)[0] == "efficient")
     folder = fetch_weights(plan.model, quantised=config.quantization == "nf4")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
@@ -55,6 +55,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     _calculate_in(model, getattr(torch, plan.dtype))
     global _last_model
     _last_model = weakref.ref(model)
+    count_as_free(model)
     return model, tokenizer
 
 
@@ -88,29 +89,6 @@ def _quantization_states(tensor: torch.Tensor) -> list[bnb.functional.QuantState
     return [state for state in (outer, getattr(outer, "state2", None)) if state is not None and state.absmax is not None]
 
 
-def _repeat_shared_keys() -> None:
-    """Keep PyTorch's attention off its slow math kernel on cards before Ampere (transformers#48633).
-
-    transformers hands shared keys and values (grouped-query attention) to PyTorch as they are when there is no mask; the
-    memory-efficient kernel of these cards refuses that. Repeated beforehand, they take the fast kernel.
-    """
-    from transformers.integrations import sdpa_attention
-
-    sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
-
-
-def keep_weights_trainable(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights for inference, which silently ruins training on some CPUs.
-
-    On CPUs with AVX512-BF16, the first forward pass in eval mode repacks each weight, and the backward pass through a repacked
-    weight is wrong: cosine 0.03 with the right gradient, with a loss that looks normal (measured with bitsandbytes 0.50.2).
-    This can go when tests/test_models.py passes without it on such a CPU.
-    """
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
 def _calculate_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Have everything calculated in `dtype`, whatever the files say.
 
@@ -121,7 +99,8 @@ def _calculate_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, bnb.nn.Linear4bit):
             module.compute_dtype = module.weight.quant_state.dtype = dtype
     for parameter in model.parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        # Packed 4-bit weights may be stored under the name of a 16-bit type (bnb_4bit_quant_storage): their bytes are no numbers.
+        if parameter.dtype in (torch.bfloat16, torch.float16) and not isinstance(parameter, bnb.nn.Params4bit):
             parameter.data = parameter.data.to(dtype)
 
 

@@ -9,7 +9,7 @@ from helpers.catalog import ModelShape
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step
 from helpers.hardware import MIB, Gpu, attention, speed
-from helpers.memory import ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
+from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
 from helpers.page import filled
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
@@ -45,10 +45,11 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int | None:
-        """What the card has to give: reserved by the dry run plus the CUDA context, or the formula's total."""
+        """What the card has to give: reserved by the dry run plus the CUDA context if it is still to come, or the formula's total."""
         if self.measured is not None:
             # The dry run is of one card; what several need besides is in the formula's parts.
-            return self.measured.reserved + CUDA_CONTEXT + sum(self.memory.parts.get(name, 0) for name in FOR_MANY_GPUS)
+            context = 0 if self.gpu.has_context else CUDA_CONTEXT
+            return self.measured.reserved + context + sum(self.memory.parts.get(name, 0) for name in FOR_MANY_GPUS)
         return self.memory.total_bytes if self.memory else None
 
     @property
@@ -63,9 +64,14 @@ class Plan:
         return "\n".join(filled("- ", reason) for reason in self.reasons)
 
 
+def reserve(gpu: Gpu) -> int:
+    """Bytes that a plan leaves free, for what others take meanwhile."""
+    return int(max(RESERVE_SHARE * gpu.free_bytes, RESERVE_BYTES))
+
+
 def budget(gpu: Gpu) -> int:
-    """Bytes that a plan may use on this card: what is free, less a reserve for what others take meanwhile."""
-    return int(gpu.free_bytes - max(RESERVE_SHARE * gpu.free_bytes, RESERVE_BYTES))
+    """Bytes that a plan may use on this card: what is free, less a reserve."""
+    return gpu.free_bytes - reserve(gpu)
 
 
 def lengths(longest: int) -> Iterator[int]:
@@ -91,9 +97,10 @@ def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEst
     on_gpu = plan.gpu.kind == "cuda"
     return estimate(
         shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
-        quantization=config.quantization, element_bytes=2 if on_gpu else 4, optimizer_bytes=ADAMW_8BIT if on_gpu else 8,
+        quantization=config.quantization, element_bytes=4 if plan.dtype == "float32" else 2,
+        optimizer_bytes=ADAMW_8BIT if plan.optimizer == "adamw_8bit" else ADAMW,
         attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
-        gpus=plan.gpus, sharded=plan.sharded,
+        context=not plan.gpu.has_context, gpus=plan.gpus, sharded=plan.sharded,
     )  # fmt: skip
 
 
@@ -104,5 +111,6 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
         model=shape.to_config(), micro_batch=micro_batch, seq_len=plan.seq_len, phase=phase, r=config.r,
         target_modules=config.target_modules, lora_dropout=config.lora_dropout, quantization=config.quantization, dtype=plan.dtype,
         checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu, shape)[0], masked=micro_batch > 1,
-        loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, load_in=plan.dtype,
+        loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, expandable=plan.gpu.expandable, load_in=plan.dtype,
+        autocast=plan.dtype != "float32",
     )  # fmt: skip

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from helpers.catalog import BaseModel, ModelShape, find_shape, resolve
+from helpers.catalog import BaseModel, ModelShape, find_model_type, find_shape, resolve
 from helpers.config import ConfigError, TrainConfig
-from helpers.dryrun import dry_run
+from helpers.dryrun import dry_run, missing_names
 from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head, speed
 from helpers.memory import nf4_bytes, work
 from helpers.plan import Plan, budget, estimate_of, lengths, step_of, with_memory
@@ -25,7 +25,8 @@ from helpers.plan_words import explain, what_would_fit
 CPU_MICRO_BATCH = 2
 LOADING_BYTES = 1.5 * GIB  # RAM that loading a model in NF4 took beside its largest tensor (1.1B model: 1.41 GiB at the peak)
 HOST_SHARE = 0.8  # of the free RAM may hold activations
-CPU_GENERATION_BATCH = 48  # one pass over the weights serves all of them, and RAM is plenty
+GENERATION_BATCH = 48  # prompts at a time: one pass over the weights serves all of them
+PINNED_ROUNDING = 2  # buffers in host memory that a card can reach are rounded up to powers of two: at most twice the bytes
 CHECKPOINTING = ("off", "selective", "on")
 
 
@@ -43,6 +44,7 @@ def make_plan(
     *,
     exact: bool | None = None,
     longest_example: int | None = None,
+    optimizer: str = "",
     gpus: int = 1,
     sharded: bool = False,
 ) -> Plan:
@@ -52,6 +54,7 @@ def make_plan(
         model: what `choose_model` answered: a row of the menu, a Hub id or a folder. Default: `config.model`.
         exact: let the dry run decide (seconds) instead of the formula alone (instant). Default: on a CUDA card.
         longest_example: tokens of the longest example, if it is shorter than `config.max_length`.
+        optimizer: "adamw_8bit" or "adamw_torch", for a run that was begun with it. Default: 8 bit on a CUDA card.
         gpus: plan for so many cards like this one, which share each step's examples: all memory figures are per card. Such a plan is
             for the exported script and `accelerate launch`; a notebook trains on one.
         sharded: each card holds a part of the weights (FSDP2) instead of all of them (DDP). By the formula only.
@@ -67,12 +70,15 @@ def make_plan(
         )
     name = model.id if isinstance(model, BaseModel) else model or resolve(config.model)
     shape = model.shape if isinstance(model, BaseModel) else find_shape(name)
-    dtype, dtype_reason = compute_dtype(gpu, shape)
+    dtype, dtype_reason = compute_dtype(gpu, shape.model_type if shape else find_model_type(name))
+    exact = (gpu.kind == "cuda" if exact is None else exact) and not (sharded and gpus > 1) and shape is not None
+    if exact and gpu.kind == "cuda" and missing_names():
+        gpu = replace(gpu, fused_head="full")
     head, head_reason = loss_head(gpu)
     if gpus > 1:
         _check_sharing(config, gpu, gpus)
     base = Plan(
-        name, gpu, dtype, "adamw_8bit" if gpu.kind == "cuda" else "adamw_torch", min(config.max_length, longest_example or 10**9),
+        name, gpu, dtype, optimizer or ("adamw_8bit" if gpu.kind == "cuda" else "adamw_torch"), min(config.max_length, longest_example or 10**9),
         micro_batch=1, accumulation=config.effective_batch_size // gpus, gpus=gpus, sharded=sharded and gpus > 1, loss_head=head,
         budget=budget(gpu),
         reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {head_reason}"],
@@ -81,7 +87,6 @@ def make_plan(
         note = "this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on"
         return replace(base, reasons=[*base.reasons, note])
     _check_against(config, base, shape)
-    exact = (gpu.kind == "cuda" if exact is None else exact) and not base.sharded
 
     for seq_len in lengths(base.seq_len):
         for offload in (False, True) if gpu.kind == "cuda" else (False,):
@@ -121,7 +126,7 @@ def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: b
 
 def _host_bytes(config: TrainConfig, plan: Plan, shape: ModelShape) -> int:
     """Activations that wait in host memory when the plan offloads them: what would otherwise be saved on the card."""
-    return estimate_of(config, replace(plan, offload=False), shape).parts["saved activations"]
+    return PINNED_ROUNDING * estimate_of(config, replace(plan, offload=False), shape).parts["saved activations"]
 
 
 def _rough_seconds(config: TrainConfig, plan: Plan, shape: ModelShape) -> float:
@@ -137,11 +142,11 @@ def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: Mode
     layer instead, which can be more than checkpointing keeps: the dry run decides.
     """
     if plan.gpu.kind != "cuda":
-        return replace(plan, eval_batch=plan.micro_batch, generation_batch=CPU_GENERATION_BATCH)
+        return replace(plan, eval_batch=plan.micro_batch, generation_batch=GENERATION_BATCH)
     if not exact:
         return replace(plan, eval_batch=plan.micro_batch, generation_batch=1)
-    batch = plan.micro_batch
-    while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).allocated > plan.measured.allocated:
+    batch = GENERATION_BATCH
+    while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
         batch = (batch + 1) // 2
     return replace(plan, eval_batch=plan.micro_batch, generation_batch=batch)
 

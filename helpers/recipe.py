@@ -65,8 +65,7 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         # --- what fits in memory
         per_device_train_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
-        gradient_checkpointing=plan.checkpointing != "off",
-        gradient_checkpointing_kwargs={"selective": True} if plan.checkpointing == "selective" else None,
+        gradient_checkpointing=plan.checkpointing != "off",  # selective or on: `helpers.compat.set_checkpointing`
         activation_offloading=plan.offload,
         per_device_eval_batch_size=plan.eval_batch,  # the default of 8 is a common cause of running out of memory
         optim=plan.optimizer,
@@ -79,7 +78,7 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         eval_strategy="steps",
         eval_steps=steps_between_evaluations,
         eval_on_start=True,  # the untrained model's loss, and a test that evaluation fits in memory
-        logging_steps=max(1, steps // 20),
+        logging_steps=_steps_between_logs(steps, steps_between_evaluations),
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         save_strategy="steps",
         save_steps=steps_between_evaluations,
@@ -89,6 +88,11 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         report_to="none",
         disable_tqdm=True,  # the live chart is the progress display
     )
+
+
+def _steps_between_logs(steps: int, between_evaluations: int) -> int:
+    """About twenty points on the curve, and one at each evaluation and checkpoint, so that a continued run finds its curve complete."""
+    return max(n for n in range(1, max(1, steps // 20) + 1) if between_evaluations % n == 0)
 
 
 def total_steps(config: TrainConfig, training_examples: int) -> int:

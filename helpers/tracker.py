@@ -29,6 +29,15 @@ def _flash_backward(query: torch.Tensor, key: torch.Tensor) -> int:
     return scratch
 
 
+# Attention kernel -> matrix products of queries x keys: 2 forward; 5 backward, with the scores computed again. torch's own counter of
+# 2.11 stops at shared keys and values.
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention: 2,
+    aten._scaled_dot_product_flash_attention_backward: 5,
+    aten._scaled_dot_product_efficient_attention: 2,
+    aten._scaled_dot_product_efficient_attention_backward: 5,
+}
+
 # Operation -> bytes that its CUDA kernel allocates and frees inside itself (read in PyTorch's sources).
 CUDA_SCRATCH = {
     aten._scaled_dot_product_flash_attention_backward.default: lambda grad, q, k, *_: _flash_backward(q, k),
@@ -118,8 +127,13 @@ class LiveBytes(TorchDispatchMode):
         return None
 
     def _count_work(self, operation: Any, args: tuple, kwargs: dict, out: Any, outputs: list[torch.Tensor]) -> None:
+        products = ATTENTION.get(operation.overloadpacket)
         count = flop_registry.get(operation.overloadpacket)
-        if count is not None:
+        if products is not None:
+            backward = "backward" in str(operation)
+            query, key = args[1:3] if backward else args[:2]
+            self.flops += products * 2 * query.numel() * key.shape[2]  # batch x heads x queries x head size x keys
+        elif count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         inputs = _tensors((args, tuple(kwargs.values())))
         self.bytes_moved += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))

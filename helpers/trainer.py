@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from trl.models.activation_offloading import get_act_offloading_ctx_manager
 
 from helpers.callbacks import TrainingStopped
 from helpers.checkpoints import step_of
+from helpers.compat import forget_foreign_scaler, get_checkpointing, set_checkpointing
 from helpers.runs import History
 
 Batch = dict[str, Any]
@@ -34,6 +34,7 @@ class SteadyTrainer(SFTTrainer):
         on_less_memory: called with the settings that changed (`{"micro_batch": 2}`), so that they can be kept for later.
         out_of_ideas: called when nothing smaller is left; returns the error to raise.
         likely_cause: what to say if the loss stops being a number.
+        full_logits: compute the loss of all logits at once, as transformers does, instead of by TRL's head.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SteadyTrainer(SFTTrainer):
         on_less_memory: Callable[[dict[str, Any]], None] = lambda changes: None,
         out_of_ideas: Callable[[], Exception] | None = None,
         likely_cause: str = "",
+        full_logits: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -50,8 +52,7 @@ class SteadyTrainer(SFTTrainer):
         self.on_less_memory = on_less_memory
         self.out_of_ideas = out_of_ideas
         self.likely_cause = likely_cause
-        kwargs_given = self.args.gradient_checkpointing_kwargs or {}
-        self._checkpoints_all = self.args.gradient_checkpointing and not kwargs_given.get("selective")
+        self.full_logits = full_logits
         self._offloads = self.args.activation_offloading
         self._batches_of_step: list[Batch] = []
         self._token_losses: list[tuple[float, int]] = []
@@ -64,12 +65,18 @@ class SteadyTrainer(SFTTrainer):
         self.args.restore_callback_states_from_checkpoint = True
         counted = [event["num_tokens"] for event in history if "num_tokens" in event and event["step"] <= step_of(checkpoint)]
         self._total_train_tokens = counted[-1] if counted else 0
+        forget_foreign_scaler(self)
         self.train(resume_from_checkpoint=str(checkpoint))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], torch.Tensor | int | None]:
         self._batches_of_step = []
         self._counted = self._total_train_tokens, {name: len(values) for name, values in self._metrics["train"].items()}
         return super().get_batch_samples(*args, **kwargs)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, or transformers' own with all logits at once, where TRL's head is not what was planned for."""
+        trainer = super(SFTTrainer, self) if self.full_logits else super()
+        return trainer.compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch. Out of memory: this step's micro-batches so far are done again, in halves.
@@ -109,9 +116,8 @@ class SteadyTrainer(SFTTrainer):
         if self.rows > 1:
             self.rows = -(-self.rows // 2)
             changes, what = {"micro_batch": self.rows}, f"examples now go through the model {self.rows} at a time"
-        elif not self._checkpoints_all:
-            self._checkpoints_all = True
-            _enable_checkpointing(self.model)
+        elif get_checkpointing(self.model) != "on":
+            set_checkpointing(self.model, "on")
             changes, what = {"checkpointing": "on"}, "checkpointing is now on"
         elif not self._offloads and torch.cuda.is_available():
             self._offloads = True
@@ -121,38 +127,6 @@ class SteadyTrainer(SFTTrainer):
             raise self.out_of_ideas() if self.out_of_ideas else TrainingStopped("Out of memory with the smallest settings.")
         self.on_less_memory(changes)
         print(f"Out of memory in step {self.state.global_step + 1}: {what}. The step is done again; the result is the same.")
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimizer, with a first step that can be repeated: it makes the optimizer's state, and that may be too much.
-
-        Later steps change their memory in place.
-        """
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if getattr(optimizer, "_first_step_is_safe", False):
-            return optimizer
-        original = optimizer.step
-
-        def step(self: torch.optim.Optimizer, closure: Callable | None = None) -> Any:
-            if self.state:
-                return original(closure)
-            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-            before = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-            try:
-                return original(closure)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-            with torch.no_grad():
-                for parameter, value in zip(parameters, before):
-                    parameter.copy_(value)
-            self.state.clear()
-            _free()
-            print("Out of memory while making the optimizer's state: freed what was unused, and the step is done again.")
-            return original(closure)
-
-        optimizer.step = MethodType(step, optimizer)
-        optimizer._first_step_is_safe = True
-        return optimizer
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -205,17 +179,17 @@ def _tokens(batch: Batch) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "out of memory" in str(error)
+    """Also what cuBLAS says when it finds no memory for its workspace."""
+    said = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or should_reduce_batch_size(error)
+        or "out of memory" in said
+        or "CUBLAS_STATUS_ALLOC_FAILED" in said
+    )
 
 
 def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _enable_checkpointing(model: torch.nn.Module) -> None:
-    base = model.get_base_model()
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the older name
-    enable()
-    model.enable_input_require_grads()

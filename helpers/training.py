@@ -26,19 +26,20 @@ from helpers.callbacks import (
     EarlyStopping,
     HistoryWriter,
     LossGuard,
-    Rhythm,
     SpillWarning,
     StopButton,
     TrainingStopped,
 )
+from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
 from helpers.export import load_adapter, save_adapter
 from helpers.guards import check_before_training, check_template
+from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
-from helpers.loss_head import use_loss_head, with_working_loss_head
 from helpers.models import attach_lora
+from helpers.plan import reserve
 from helpers.plan_words import what_would_fit
-from helpers.planner import DoesNotFit, Plan
+from helpers.planner import DoesNotFit, Plan, make_plan
 from helpers.recipe import sft_config, total_steps
 from helpers.runs import Run, continue_from, find_or_start, fingerprint
 from helpers.runtime import second_place
@@ -65,15 +66,19 @@ def build_trainer(
         steadiness: what `SteadyTrainer` takes besides.
     """
     check_template(tokenizer, training)
-    use_loss_head(plan)
+    plan = with_working_head(config, plan)
+    use_loss_head(plan.loss_head, plan.loss_tile)
     model = attach_lora(model, config)
+    arguments = sft_config(config, plan, output_dir, len(training))
+    use_one_card(arguments)
     adapters = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
     trainer = SteadyTrainer(
         model=model,
-        args=sft_config(config, plan, output_dir, len(training)),
+        args=arguments,
         train_dataset=training,
         eval_dataset=validation.select(range(min(config.eval_examples, len(validation)))),
         processing_class=tokenizer,
+        full_logits=plan.loss_head == "full",
         **steadiness,
     )
     # TRL has just cast the adapters of a quantised model to bf16, which loses small updates and crashes fp16's gradient scaler
@@ -81,8 +86,8 @@ def build_trainer(
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             parameter.data = adapters[name].to(parameter.device)
+    set_checkpointing(trainer.model, plan.checkpointing)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Rhythm)
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStopping(config.early_stopping_patience))
     return trainer
@@ -131,7 +136,7 @@ def train(
         run.model = load_adapter(run.adapter, model)
         return run
 
-    plan = _with_what_was_learned(with_working_loss_head(config, plan), run, config)
+    plan = _with_what_was_learned(_planned_for_now(config, plan, run), run, config)
     run.plan = {"card": plan.gpu.name, "device": plan.gpu.kind} | {name: getattr(plan, name) for name in PLANNED}
     run.plan |= {"training_examples": len(training), "validation_examples": len(validation)}
     steps = total_steps(config, len(training))
@@ -200,6 +205,44 @@ def _what_stands_is_said(run: Run, trainer: SteadyTrainer) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------- before and after the loop
+
+
+def with_working_head(config: TrainConfig, plan: Plan) -> Plan:
+    """`plan` with the loss head that really works here, found out by trying it. One that needs more memory is planned anew."""
+    if plan.gpu.fused_head:
+        return plan
+    head = working_head()
+    if head == plan.loss_head:
+        return plan
+    gpu = replace(plan.gpu, fused_head=head)
+    if head == "triton":
+        print("TRL's Triton kernels work on this card: computing the loss will need less memory than planned.")
+        return replace(plan, gpu=gpu, loss_head=head)
+    found = "TRL's Triton kernels do not run here" if head == "torch" else "this version of TRL computes its loss in an unknown way"
+    return _planned_again(config, plan, found, gpu, plan.optimizer)
+
+
+def _planned_for_now(config: TrainConfig, plan: Plan, run: Run) -> Plan:
+    """`plan`; or one made anew, because the card has less memory to give by now, or because `run` was begun with another optimizer."""
+    plan = with_working_head(config, plan)
+    optimizer, now = run.plan.get("optimizer", plan.optimizer), detect_gpu()
+    if optimizer != plan.optimizer:
+        plan = _planned_again(config, plan, f"this run was begun with {optimizer}", plan.gpu, optimizer)
+    if now.kind == plan.gpu.kind == "cuda" and plan.peak_bytes and now.free_bytes - plan.peak_bytes < reserve(now) / 2:
+        shrunk = f"{now.free_bytes / GIB:.1f} GiB of {now.name} are free now, {plan.gpu.free_bytes / GIB:.1f} when it was planned"
+        plan = _planned_again(config, plan, shrunk, replace(now, fused_head=plan.gpu.fused_head), optimizer)
+    return plan
+
+
+def _planned_again(config: TrainConfig, plan: Plan, because: str, gpu: Gpu, optimizer: str) -> Plan:
+    """Another plan for what `plan` was for, printed with the reason.
+
+    Raises:
+        DoesNotFit: nothing fits any more.
+    """
+    changed = make_plan(config, gpu, plan.model, longest_example=plan.seq_len, optimizer=optimizer)
+    print(f"The plan is made anew, because {because}:\n{changed}")
+    return changed
 
 
 def _with_what_was_learned(plan: Plan, run: Run, config: TrainConfig) -> Plan:

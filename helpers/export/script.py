@@ -81,7 +81,7 @@ def plan_of(run: Run) -> Plan:
     """The plan that a run was trained with, as far as the recipe asks; runs of older versions recorded less."""
     was = run.plan
     kind = was.get("device") or ("cuda" if was["optimizer"] == "adamw_8bit" else "cpu")  # as the planner chooses
-    before_ampere = was["dtype"] == "float16"
+    before_ampere = was["dtype"] != "bfloat16"
     gpu = Gpu(was.get("card", kind), kind, 0, 0, capability=((7, 5) if before_ampere else AMPERE) if kind == "cuda" else None)
     return Plan(
         model=run.settings["model"], gpu=gpu, dtype=was["dtype"], optimizer=was["optimizer"],

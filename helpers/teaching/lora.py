@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.charts import MUTED
 from helpers.data.tokens import MASKED, Tokens, tokenize
+from helpers.teaching.precision import mixed_precision
 
 MARKERS = "osD^vPX*"  # colour alone would be lost in print
 LARGEST_GRADIENT = 1.0  # longer ones are shortened to this, as the trainer of lesson 04 does
@@ -57,31 +58,38 @@ def short_training(
     Examples are taken in order, `batch` for each step, from the start again when they are used up: the same for every rank.
     """
     run, started = ShortRun(before=validation_loss(model, validation)), time.perf_counter()
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=learning_rate)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
     model.train()
     for step in range(steps):
         examples = [training[(step * batch + place) % len(training)] for place in range(batch)]
         answer_tokens = sum(_trained(example) for example in examples)
         total = 0.0
         for example in examples:  # one after the other: the gradients add up to those of the whole batch
-            loss = _summed_loss(model, example) / answer_tokens
-            loss.backward()
+            with mixed_precision(model) as scale:
+                loss = _summed_loss(model, example) / answer_tokens
+            (scale * loss).backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+        for weight in weights:
+            weight.grad /= scale
+        torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
         optimizer.step()
         optimizer.zero_grad()
         run.training.append(total)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a card may still be at work when Python has gone on
     run.seconds = time.perf_counter() - started
     run.after = validation_loss(model, validation)
     return run
 
 
 @torch.no_grad()
-def validation_loss(model: torch.nn.Module, examples: Sequence[Tokens]) -> float:
+def validation_loss(model: PreTrainedModel | PeftModel, examples: Sequence[Tokens]) -> float:
     """Mean loss over all answer tokens of `examples`."""
     was_training = model.training
     model.eval()
-    losses = [_summed_loss(model, example).item() for example in examples]
+    with mixed_precision(model):
+        losses = [_summed_loss(model, example).item() for example in examples]
     model.train(was_training)
     return sum(losses) / sum(_trained(example) for example in examples)
 

@@ -24,12 +24,14 @@ class Cost:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.ram_before = self.ram_peak = self.ram_after = self.gpu_peak = 0
+        self.ram_before = self.ram_peak = self.ram_after = self.gpu_before = self.gpu_peak = 0
 
     def __enter__(self) -> Cost:
         gc.collect()
         if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was asked for before belongs to nobody's cost but its own
             torch.cuda.reset_peak_memory_stats()
+            self.gpu_before = torch.cuda.memory_allocated()
         self.ram_before = self.ram_peak = _ram()
         self._over = Event()
         self._watcher = Thread(target=self._watch, daemon=True)
@@ -53,7 +55,7 @@ class Cost:
 
     def __str__(self) -> str:
         ram = f"RAM of this process {_mib(self.ram_before)} before, {_mib(self.ram_peak)} at the peak, {_mib(self.ram_after)} after"
-        gpu = f"; at most {_mib(self.gpu_peak)} on the card" if torch.cuda.is_available() else ""
+        gpu = f"; on the card {_mib(self.gpu_before)} before, {_mib(self.gpu_peak)} at the peak" if torch.cuda.is_available() else ""
         return f"{self.seconds:.1f} s; {ram} (MiB){gpu}"
 
 
