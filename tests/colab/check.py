@@ -1,6 +1,6 @@
 """The kit on Colab's own versions: the quickstart as Colab would run it, what that changed, then the tests that depend on versions.
 
-    make test-colab                               # a fresh environment with pins.txt in .venv-colab, then this
+    make test-colab                               # a fresh environment with pins.txt in .venv-colab (make_environment.py), then this
     .venv-colab/bin/python -m tests.colab.check --steps 6 --letters 6
 
 Needs a fresh environment with `pins.txt` installed (it has the old torchao that Colab ships). Exit status 0 if
@@ -8,7 +8,7 @@ Needs a fresh environment with `pins.txt` installed (it has the old torchao that
 1. the quickstart, alone in an empty folder with Colab's package imported, fetches the kit, installs what is missing and runs to its end;
 2. that added only what we add and removed only torchao, and running the first cell again changes nothing;
 3. what TRL and bitsandbytes ask for and Colab lacks is the list below, and the test beside each passes;
-4. the tests of training, data, panel and keywords pass there.
+4. the tests of training, data, panel and keywords, of planning for cards, and the rehearsals of cards pass there.
 
 The quickstart's own text is executed; only its budget is smaller: `--steps` optimizer steps and `--evaluations` instead of those in its
 config cell, and `--letters` letters compared instead of 48. The whole one is what `make quickstart` runs on newer versions.
@@ -38,6 +38,14 @@ UNMET = {
     "trl: datasets>=4.7.0": "tests/test_unmet.py::test_trl_prepares_trains_and_evaluates_on_this_datasets",
     "trl: pyarrow>=21.0.0": "tests/test_unmet.py::test_trl_and_the_reader_work_on_this_pyarrow",
 }
+# What plans for cards, by the kernels of each kind: what torch counts for them differs by version. Also for `newest.py`.
+PLANS = [
+    "tests/test_planner.py::test_every_kind_of_card_gets_an_exact_plan",
+    "tests/test_dryrun.py::test_more_tokens_more_memory_less_checkpointing_more_memory",
+    "tests/test_dryrun.py::test_a_small_tile_helps_where_there_is_no_triton",
+    "tests/test_dryrun.py::test_evaluation_and_generation_can_be_measured_too",
+]
+REHEARSALS = "tests/rehearsal"  # of what runs on a card, on a CPU
 TESTS = [
     "test_keywords.py", "test_training.py", "test_trainer.py", "test_guards.py", "test_models.py", "test_tokens.py",
     "test_loss_head.py", "test_live.py", "test_weights.py", "test_hub.py", "test_hosted.py", "test_panel.py",
@@ -59,7 +67,7 @@ def main() -> int:
         machine = ColabMachine(ROOT, Path(scratch))
         wrong = [] if chosen.only_tests else quickstart(machine, chosen.steps, chosen.evaluations, chosen.letters)
         wrong += unmet_requirements()
-        tests = [*UNMET.values(), *(f"tests/{name}" for name in TESTS)]
+        tests = [*UNMET.values(), *(f"tests/{name}" for name in TESTS), *PLANS, REHEARSALS]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, env=os.environ | {"HF_HOME": str(machine.cache)}
         )

@@ -1,9 +1,9 @@
-"""The quickstart on the newest versions of everything except torch, before they reach anybody else.
+"""The quickstart on the newest versions of everything, before they reach anybody else.
 
-    make test-newest        # a fresh environment in .venv-newest, torch as in constraints.txt, the rest as new as it gets; then this
+    make test-newest        # a fresh environment in .venv-newest, everything as new as it gets (make_environment.py); then this
 
-Not part of CI, because it changes from day to day without us. Exit status 0 if the quickstart and the keyword check pass, or fail in the way
-that EXPECTED says; an expectation that no longer fails is a failure too, so that the list stays short.
+Not part of CI, because it changes from day to day without us. Exit status 0 if the quickstart, the keyword check, the plans for cards and
+the rehearsals pass, or fail in the way that EXPECTED says; an expectation that no longer fails is a failure too, so that the list stays short.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-from tests.colab.check import ROOT, lower_budget
+from tests.colab.check import PLANS, REHEARSALS, ROOT, lower_budget
 from tests.colab.colab_machine import ColabMachine
 
 # Words of the error -> the upstream reason, with its issue. Empty: everything passes (seen on 2026-11-24).
@@ -42,11 +42,11 @@ def main() -> int:
         executed = machine.execute(notebook, first_step_in="runs/quickstart/history.jsonl")
         page = machine.results / "report.html"
         said = page.read_text(encoding="utf-8") if page.is_file() else ""
-    keywords = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_keywords.py", "tests/test_unmet.py"], cwd=ROOT, text=True,
-                              stdout=subprocess.PIPE)  # fmt: skip
-    print(keywords.stdout)
-    failed = executed.returncode != 0 or keywords.returncode != 0
-    reasons = [reason for words, reason in EXPECTED.items() if re.search(words, said + keywords.stdout)]
+    tests = ["tests/test_keywords.py", "tests/test_unmet.py", *PLANS, REHEARSALS]
+    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    print(tested.stdout)
+    failed = executed.returncode != 0 or tested.returncode != 0
+    reasons = [reason for words, reason in EXPECTED.items() if re.search(words, said + tested.stdout)]
     for reason in reasons:
         print(f"expected: {reason}")
     if EXPECTED and not failed:
