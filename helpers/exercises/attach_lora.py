@@ -54,7 +54,7 @@ def check_lora_layer(answer: Any) -> None:
         x, weight, a, b = (torch.randn(shape, generator=chance) for shape in shapes)
         before = weight.clone()
         try:
-            given = torch.as_tensor(answer(x, weight, a, b, alpha, rank), dtype=torch.float32)
+            given = torch.as_tensor(answer(x, weight, a, b, alpha, rank), dtype=torch.float32, device="cpu")
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else "no message"
             return print(
@@ -98,7 +98,7 @@ def check_best_pair(answer: Any, rank: int = 3) -> None:
     for outputs, inputs in [(12, 8), (6, 15)]:
         change = torch.randn((outputs, inputs), generator=chance)
         try:
-            b, a = (torch.as_tensor(matrix, dtype=torch.float32) for matrix in answer(change.clone(), rank))
+            b, a = (torch.as_tensor(matrix, dtype=torch.float32, device="cpu") for matrix in answer(change.clone(), rank))
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else "no message"
             return print(f"Not yet: with a change of {outputs} x {inputs}, your function raises {type(error).__name__}: {said}")

@@ -86,7 +86,7 @@ def check_combined(answer: Any) -> None:
         gradients = [part / count if count else torch.full_like(part, math.nan) for part, count in zip(sums, tokens)]
         handed = [part.clone() for part in gradients]
         try:  # what a learner writes may do anything
-            given = torch.as_tensor(answer(handed, list(tokens)), dtype=torch.float32).detach()
+            given = torch.as_tensor(answer(handed, list(tokens)), dtype=torch.float32, device="cpu").detach()
         except Exception as error:
             said = str(error).partition("\n")[0]
             return print(f"Not yet: with {len(tokens)} workers, your function raises {type(error).__name__}: {said:.90}.")

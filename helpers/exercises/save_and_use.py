@@ -55,7 +55,7 @@ def check_merge(answer: Any) -> None:
         weight, a, b = (torch.randn(shape, generator=chance) for shape in [(outputs, inputs), (rank, inputs), (outputs, rank)])
         before = weight.clone()
         try:
-            merged = torch.as_tensor(answer(weight, a, b, alpha, rank), dtype=torch.float32)
+            merged = torch.as_tensor(answer(weight, a, b, alpha, rank), dtype=torch.float32, device="cpu")
         except Exception as error:
             return print(f"Not yet: with W {outputs} x {inputs} and rank {rank}, your function raises {type(error).__name__}: "
                          f"{str(error).splitlines()[0] if str(error) else 'no message'}.")  # fmt: skip

@@ -76,7 +76,7 @@ def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.T
     model = torch.nn.Linear(3, 1)
 
     def gradient() -> torch.Tensor:
-        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).cpu()
 
     def of(weights: list[float]) -> torch.Tensor:
         model.zero_grad()
@@ -95,7 +95,7 @@ def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.T
         first = gradient()
         accumulate(model, micro_batches)
         second = gradient()
-        after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).cpu()
     except Exception as error:
         said = str(error).partition("\n")[0]
         print(f"Not yet: your function stopped, or left no gradient ({type(error).__name__}: {said:.90}).")
