@@ -228,7 +228,7 @@ print(time.perf_counter() - start, (peak[0] - before) / 2**20)
 @pytest.mark.slow
 def test_a_hundred_thousand_rows_and_memory_no_faster_than_the_data(tmp_path, root, say):
     curve = {}
-    for count in (12_500, 25_000, 50_000, 100_000):
+    for count in (25_000, 100_000):
         path = sized(tmp_path / f"{count}.jsonl", count)
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(path), str(count)], cwd=root, capture_output=True, text=True, check=True
