@@ -62,14 +62,33 @@ def alpaca_rows() -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Print a measured figure even if the test passes, so that it stands in CI's log."""
 
     def print_now(text: str) -> None:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # what such a process prints is not seen: pytest_runtest_logreport prints it
+            record_property("said", text)
+            return
         with capsys.disabled():
             print(f"\n    {text}", end="", flush=True)
 
     return print_now
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Sayings(config))
+
+
+class Sayings:
+    """Prints what tests in other processes said, where the results of those processes come together."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and "PYTEST_XDIST_WORKER" not in os.environ:
+            for text in (text for name, text in report.user_properties if name == "said"):
+                self.config.get_terminal_writer().write(f"\n    {text}", flush=True)
 
 
 @pytest.fixture

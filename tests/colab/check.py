@@ -50,6 +50,7 @@ TESTS = [
     "test_keywords.py", "test_training.py", "test_trainer.py", "test_guards.py", "test_models.py", "test_tokens.py",
     "test_loss_head.py", "test_live.py", "test_weights.py", "test_hub.py", "test_hosted.py", "test_panel.py",
 ]  # fmt: skip
+IN_PROCESSES = ["--numprocesses", "auto", "--maxprocesses", "4"]  # as `make test-fast` does
 COLD_START, TOTAL, NOISE = 120, 600, 1.5  # seconds; a time fails only above one and a half times its bar
 
 
@@ -69,7 +70,7 @@ def main() -> int:
         wrong += unmet_requirements()
         tests = [*UNMET.values(), *(f"tests/{name}" for name in TESTS), *PLANS, REHEARSALS]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, env=os.environ | {"HF_HOME": str(machine.cache)}
+            [sys.executable, "-m", "pytest", "-q", *IN_PROCESSES, *tests], cwd=ROOT, env=os.environ | {"HF_HOME": str(machine.cache)}
         )
         wrong += ["tests failed"] if done.returncode else []
     seconds = time.perf_counter() - began + (0 if chosen.only_tests else seconds_of_installing(began))

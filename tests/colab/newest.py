@@ -15,7 +15,7 @@ import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-from tests.colab.check import PLANS, REHEARSALS, ROOT, lower_budget
+from tests.colab.check import IN_PROCESSES, PLANS, REHEARSALS, ROOT, lower_budget
 from tests.colab.colab_machine import ColabMachine
 
 # Words of the error -> the upstream reason, with its issue. Empty: everything passes (seen on 2026-11-24).
@@ -43,7 +43,9 @@ def main() -> int:
         page = machine.results / "report.html"
         said = page.read_text(encoding="utf-8") if page.is_file() else ""
     tests = ["tests/test_keywords.py", "tests/test_unmet.py", *PLANS, REHEARSALS]
-    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *IN_PROCESSES, *tests], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
     print(tested.stdout)
     failed = executed.returncode != 0 or tested.returncode != 0
     reasons = [reason for words, reason in EXPECTED.items() if re.search(words, said + tested.stdout)]
