@@ -19,6 +19,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from helpers.compat import get_checkpointing
 from helpers.config import TrainConfig
 from helpers.data import to_messages
 from helpers.hardware import KNOWN_GPUS
@@ -204,6 +205,30 @@ def test_lesson_04_gives_the_same_gradient_in_parts_in_every_format(in_dtype, sa
             f"lesson 04, {dtype}: {off:.5f} from fp32, in parts {parts:.7f}, mean of means {away(found['own_means'], found['at_once']):.3f}"
         )
         assert off <= GRADIENT[dtype] and parts <= IN_PARTS[dtype] < away(found["own_means"], found["at_once"])
+
+
+def test_lesson_04_measures_both_modes_and_leaves_the_gradient_as_it_is(in_dtype):
+    lesson = lesson_04(in_dtype, "float16")
+    lesson.run("def measure", "two = four[:2]")
+    assert get_checkpointing(lesson["lora"]) == "on" and all(
+        cost.seconds > 0 for costs in lesson["tries"] for cost in costs.values()
+    )
+    recomputed = lesson["gradient"]([lesson["four"]], lambda rows: lesson["answer_tokens"])
+    assert away(recomputed, lesson["at_once"]) <= IN_PARTS["float16"]
+
+
+def test_lesson_06_reads_back_the_same_logits_in_every_format(in_dtype, tmp_path):
+    for dtype in DTYPES:
+        lesson = in_dtype("06_save_and_use", dtype)
+        lora = attach_lora(lesson["model"], lesson["config"])
+        with torch.no_grad():
+            for name, weight in lora.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.1)
+        lora.save_pretrained(tmp_path / dtype, save_embedding_layers=False)
+        lesson.names["run"] = SimpleNamespace(model=lora, adapter=tmp_path / dtype)
+        said = lesson.run("in_memory = run.model")
+        assert printed(said, "of a logit, reloaded:") == 0 < printed(said, "without the adapter:")
 
 
 def test_lesson_07_gives_the_gradient_of_one_process_in_every_format(in_dtype, say):
