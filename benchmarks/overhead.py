@@ -22,10 +22,10 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
 from helpers import live
+from helpers.compat import use_loss_head
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
 from helpers.hardware import detect_gpu
-from helpers.compat import use_loss_head
 from helpers.menu import choose_model
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan

@@ -46,11 +46,6 @@ def _check_parameters(trainer: SFTTrainer) -> None:
     wrong = {str(parameter.dtype) for _, parameter in trainable if parameter.dtype != torch.float32}
     if wrong:
         raise ConfigError(f"Adapters must be torch.float32, found {', '.join(sorted(wrong))}: small updates would be lost.")
-    if trainer.args.n_gpu > 1:
-        raise ConfigError(
-            f"This process sees {trainer.args.n_gpu} GPUs, and a 4-bit model cannot be split over them this way. "
-            "Restart the notebook and let its first cell run before anything imports torch: it picks one GPU."
-        )
 
 
 def _check_settings(trainer: SFTTrainer, config: TrainConfig) -> None:

@@ -91,7 +91,7 @@ class SteadyTrainer(SFTTrainer):
                            for piece in _pieces(batch, self.rows)] for batch in todo]  # fmt: skip
                 break
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Only here is the exception gone, and with it the activations that its traceback held.
             model.zero_grad()
@@ -153,7 +153,7 @@ class SteadyTrainer(SFTTrainer):
                 ]
                 break
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self.eval_rows == 1:
+                if not is_out_of_memory(error) or self.eval_rows == 1:
                     raise
             _free()
             self.eval_rows = -(-self.eval_rows // 2)
@@ -178,8 +178,8 @@ def _tokens(batch: Batch) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Also what cuBLAS says when it finds no memory for its workspace."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Is this the card's memory running out? cuBLAS says it in its own way when it finds none for its workspace."""
     said = str(error)
     return (
         isinstance(error, torch.OutOfMemoryError)

@@ -29,7 +29,24 @@ SETTINGS = {
     "eager attention, bf16": Step(LLAMA, **COMMON | {"attention": "eager", "dtype": "bfloat16", "adapter_dtype": "bfloat16"}),
     "rank 64 on two layers": Step(LLAMA, **COMMON | {"r": 64, "target_modules": ["q_proj", "v_proj"]}),
 }  # fmt: skip
-EVERY_DAY = ("gqa, nf4, checkpointing", "no checkpointing", "tied embeddings, two tiles")
+# As a real batch is: shorter examples are padded, so there is a mask, no "is causal", and keys are repeated for every head.
+PADDED = {
+    f"padded, {name}": Step(model, **COMMON | {"masked": True} | changes)
+    for name, model, changes in [
+        ("checkpointing", LLAMA, {}),
+        ("no checkpointing", LLAMA, {"checkpointing": "off"}),
+        ("selective checkpointing", LLAMA, {"checkpointing": "selective"}),
+        ("four at a time", LLAMA, {"micro_batch": 4, "checkpointing": "off"}),
+        ("longer", LLAMA, {"seq_len": 320}),
+        ("a length that is no multiple of eight", LLAMA, {"seq_len": 93, "checkpointing": "off"}),
+        ("biases", QWEN2, {"checkpointing": "off"}),
+        ("query and key norms", QWEN3, {}),
+        ("16-bit weights", LLAMA, {"quantization": "none"}),
+        ("eager attention", LLAMA, {"attention": "eager", "checkpointing": "off"}),
+    ]
+}
+SETTINGS |= PADDED
+EVERY_DAY = ("padded, no checkpointing", "gqa, nf4, checkpointing", "no checkpointing", "tied embeddings, two tiles")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +60,93 @@ def test_the_peak_without_weights_equals_the_peak_of_the_real_step(name):
     assert planned.resident == real.resident
     assert planned.live_peak == pytest.approx(real.live_peak, rel=1e-3)
     assert planned.flops >= real.flops > 0
+
+
+@pytest.mark.parametrize("attention, checkpointing", [("flash", "off"), ("efficient", "off"), ("flash", "on")])
+def test_a_padded_batch_needs_its_mask_and_repeated_keys(attention, checkpointing):
+    """Where the mask is left out, as transformers leaves it out when nothing is padded, all this would be missing from the plan."""
+    from dataclasses import replace
+
+    step = Step(LLAMA, 2, 512, attention=attention, checkpointing=checkpointing)
+    grown = dry_run(replace(step, masked=True)).live_peak - dry_run(step).live_peak
+    pairs, tokens, layers = 2 * 512**2, 2 * 512, LLAMA["num_hidden_layers"]
+    if checkpointing == "on":  # at the peak, when the loss is computed, a byte for each pair of tokens is kept
+        wanted = pairs
+    else:  # each layer keeps a bias of two bytes for each pair; flash attention would have kept two heads' keys and values, not four's
+        wanted = layers * (2 * pairs + (2 * tokens * 2 * 64 * 2 if attention == "flash" else 0))
+    assert grown == pytest.approx(wanted, rel=0.02)
+
+
+def test_segments_are_counted_as_they_will_be_used():
+    from dataclasses import replace
+
+    step = Step(LLAMA | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64}, 3, 700, checkpointing="off")
+    fixed, growing = dry_run(step), dry_run(replace(step, expandable=True))
+    assert fixed.live_peak == growing.live_peak and growing.allocated <= growing.reserved < fixed.reserved
+
+
+def test_a_step_in_fp32_has_no_autocast():
+    """It would cast, and keep, each weight that is unpacked from four bits: twice the memory of the real step."""
+    from helpers.catalog import CATALOG
+    from helpers.config import TrainConfig
+    from helpers.hardware import KNOWN_GPUS
+    from helpers.planner import make_plan, step_of
+
+    row = CATALOG["gemma-2-2b-it"]
+    plan = make_plan(TrainConfig(), KNOWN_GPUS["T4"], row, exact=False)
+    assert plan.dtype == "float32" and not step_of(TrainConfig(), plan, row.shape).autocast
+    llama = make_plan(TrainConfig(), KNOWN_GPUS["T4"], CATALOG["Llama-3.2-1B-Instruct"], exact=False)
+    assert step_of(TrainConfig(), llama, CATALOG["Llama-3.2-1B-Instruct"].shape).autocast
+
+
+def test_attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys():
+    """torch 2.11's own counter stops at grouped-query attention, and with it every plan for a card with flash attention stopped."""
+    import bitsandbytes  # noqa: F401  its operations are looked at
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from helpers.tracker import LiveBytes
+
+    aten = torch.ops.aten
+    query, key = (torch.empty(2, heads, 96, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 8))
+    for kernel in ("flash", "efficient"):
+        def attend(query, key, kernel=kernel):
+            if kernel == "flash":
+                return aten._scaled_dot_product_flash_attention(query, key, key, 0.0, True)[0]
+            return aten._scaled_dot_product_efficient_attention(query, key, key, None, True, 0.0, True)[0]
+
+        with FlopCounterMode(display=False) as torchs:
+            attend(query, key).sum().backward()
+        with LiveBytes() as ours:
+            attend(query, key).sum().backward()
+        assert ours.flops == torchs.get_total_flops() == 7 * 2 * 2 * 8 * 96 * 96 * 64
+    with LiveBytes() as shared:
+        attend_shared = aten._scaled_dot_product_flash_attention(query, key[:, :2], key[:, :2], 0.0, True)[0]
+        attend_shared.sum().backward()
+    assert shared.flops == ours.flops
+
+
+def test_the_dry_runs_process_sees_no_card():
+    """Importing bitsandbytes asks CUDA, which would take a context of a few hundred MiB on the card that is to be trained on."""
+    from pathlib import Path
+
+    from helpers import dryrun
+
+    dry_run(Step(LLAMA, 1, 64))
+    if sys.platform == "linux":
+        environment = Path(f"/proc/{dryrun._worker._process.pid}/environ").read_bytes().split(b"\0")
+        assert b"CUDA_VISIBLE_DEVICES=" in environment
+
+
+def test_a_worker_whose_trl_lacks_a_name_says_which():
+    """`missing_names` is the first thing that the process says; a step with TRL's head is then refused."""
+    from unittest.mock import patch
+
+    from helpers import dryrun_worker
+
+    assert dryrun_worker.missing_names() == []
+    with patch.object(dryrun_worker, "missing_names", lambda: ["trl.gone"]), pytest.raises(RuntimeError, match=r"TRL has no trl\.gone"):
+        dryrun_worker.choose_loss_head(Step(LLAMA, 1, 64), dryrun_worker.LiveBytes())
 
 
 def test_more_tokens_more_memory_less_checkpointing_more_memory():

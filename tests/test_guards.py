@@ -79,13 +79,6 @@ def test_adapters_that_are_not_fp32_are_refused(job, tmp_path):
         check_before_training(trainer, job["config"])
 
 
-def test_two_gpus_in_one_process(job, tmp_path):
-    trainer = build_trainer(**job, output_dir=tmp_path)
-    trainer.args._n_gpu = 2
-    with pytest.raises(ConfigError, match=r"sees 2 GPUs.*Restart"):
-        check_before_training(trainer, job["config"])
-
-
 @pytest.mark.parametrize("rate, words", [(1e-6, "slow"), (5e-3, "may diverge"), (2e-4, None)])
 def test_an_odd_learning_rate_is_a_warning(job, tmp_path, capsys, rate, words):
     job["config"].learning_rate = rate

@@ -129,20 +129,12 @@ def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job
         old(input_ids=ids)
 
 
-def test_shared_keys_are_repeated_on_cards_before_ampere(tiny_model, monkeypatch):
-    from transformers.integrations import sdpa_attention
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16], ids=["bytes", "bytes named bf16"])
+def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(config, tiny_model, tmp_path, monkeypatch, storage):
+    """As `helpers.hub` fetches them: quantised by somebody else, with bf16 written into their configuration.
 
-    from helpers.models import _repeat_shared_keys
-
-    key = torch.zeros(1, 2, 8, 16)
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # put back afterwards
-    assert sdpa_attention.use_gqa_in_sdpa(None, key, key)
-    _repeat_shared_keys()
-    assert not sdpa_attention.use_gqa_in_sdpa(None, key, key)
-
-
-def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(config, tiny_model, tmp_path, monkeypatch):
-    """As `helpers.hub` fetches them: quantised by somebody else, with bf16 written into their configuration."""
+    Some of them store the packed weights under the name of a 16-bit type, so that FSDP can cut them: these bytes are no numbers.
+    """
     from dataclasses import replace
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -150,7 +142,7 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(co
     from helpers import models
 
     theirs = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+                                bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_storage=storage)  # fmt: skip
     original, copy = tmp_path / "original", tmp_path / "copy"
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(original)
     AutoModelForCausalLM.from_pretrained(
@@ -163,6 +155,7 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(co
     plan = make_plan(config, CPU)
     ready, _ = load_quantized(config, plan)
     layer = ready.get_submodule("model.layers.0.self_attn.q_proj")
+    assert layer.weight.dtype == storage
     assert layer.compute_dtype == layer.weight.quant_state.dtype == torch.float32 and layer.weight.quant_state.nested
     assert ready.get_submodule("model.norm").weight.dtype == torch.float32
     ids = torch.arange(5, 40)[None]

@@ -78,6 +78,29 @@ def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_t
     assert make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False).peak_bytes == pytest.approx(plan.peak_bytes, rel=0.15)
 
 
+@pytest.mark.slow
+def test_prompts_are_answered_in_large_batches_up_to_trainings_peak():
+    """A T4 has 14 GiB, and eight prompts at a time would use two of them."""
+    plan = make_plan(TrainConfig(), T4, CATALOG["Qwen2.5-1.5B-Instruct"])
+    assert plan.generation_batch == 48
+    little = make_plan(TrainConfig(max_length=2048), RTX_4060, LLAMA_8B)
+    assert 1 <= little.generation_batch < 48
+    for batch, fits in ((little.generation_batch, True), (little.generation_batch * 2, False)):
+        step = step_of(TrainConfig(), little, LLAMA_8B.shape, "generate", batch)
+        assert (dry_run(step).reserved <= little.measured.reserved) is fits
+
+
+def test_host_memory_for_offloading_is_counted_twice():
+    """Buffers that a card can reach are rounded up to powers of two."""
+    from helpers.planner import _host_bytes
+
+    plan = make_plan(TrainConfig(max_length=16384), KNOWN_GPUS["RTX laptop 6GB"], CATALOG["Qwen3-4B"], exact=False)
+    shape = CATALOG["Qwen3-4B"].shape
+    assert plan.offload
+    kept = plan.seq_len * plan.micro_batch * shape.hidden_size * 2 * shape.num_hidden_layers  # two bytes, one input for each layer
+    assert 2 * kept <= _host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
+
+
 def test_planning_by_formula_is_instant():
     make_plan(TrainConfig(), T4, LLAMA_8B, exact=False)
     started = time.perf_counter()

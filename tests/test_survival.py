@@ -162,12 +162,20 @@ def press_at(monkeypatch, steps: dict[int, int]) -> None:
     monkeypatch.setattr(SteadyTrainer, "training_step", pressed)
 
 
-def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, monkeypatch, capsys):
-    press_at(monkeypatch, {4: 1})
+@pytest.mark.parametrize("step", [3, 4])
+def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, monkeypatch, capsys, step):
+    """At an evaluation (each second step) and between two."""
+    press_at(monkeypatch, {step: 1})
     run = train(**job, root=tmp_path)
-    assert not run.finished and run.evaluations[-1][0] == 4 and run.model is not None
-    assert (run.adapter / "adapter_model.safetensors").is_file() and run.best_step in (2, 4)
-    assert "Stopped after step 4" in capsys.readouterr().out
+    assert not run.finished and run.evaluations[-1][0] == step and run.model is not None
+    assert (run.adapter / "adapter_model.safetensors").is_file() and run.best_step in (2, step)
+    said = capsys.readouterr().out
+    assert f"Stopped after step {step}" in said and f"the best step so far ({run.best_step}) is kept" in said
+    # What was said to be kept is what lies there: the adapter of that very step, and a checkpoint of the last one.
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    best = load_file(run.folder / f"checkpoints/checkpoint-{run.best_step}/adapter_model.safetensors")
+    assert all(torch.equal(kept[name], best[name]) for name in best) and latest_whole(run.folder).name == f"checkpoint-{step}"
+    assert [event["step"] for event in run.history if "loss" in event][-1] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     run = train(**job, root=tmp_path)

@@ -1,0 +1,74 @@
+"""Makes the kit's own trainer do on a CPU what it does on a card: 16-bit arithmetic by autocast, and fp16's real gradient scaler.
+
+    with pretended_card(monkeypatch): train(**job)          # job["plan"] says dtype, optimizer, checkpointing, loss head
+
+What a CPU cannot show: CUDA's kernels and their memory, seconds, and whether the activations of a real model fit into fp16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl.models import activation_offloading
+
+from helpers import training
+from helpers.planner import Plan
+
+OFFLOAD = activation_offloading.OffloadActivations
+
+
+class Witness(TrainerCallback):
+    """Sees what a card's training must be like, while it goes on: skipped steps, and the types that parameters have."""
+
+    def __init__(self) -> None:
+        self.steps = self.skipped = 0
+        self.adapter_dtypes: set[torch.dtype] = set()
+        self.other_dtypes: set[torch.dtype] = set()
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+        self.steps += 1
+        self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
+        for parameter in model.parameters():
+            (self.adapter_dtypes if parameter.requires_grad else self.other_dtypes).add(parameter.dtype)
+
+
+def card_plan(plan: Plan, dtype: str, loss_head: str = "torch", **changes: Any) -> Plan:
+    """A CPU's plan with a card's arithmetic: `dtype`, the 8-bit optimizer, and a loss head that need not be tried any more."""
+    gpu = replace(plan.gpu, fused_head=loss_head)
+    return replace(plan, gpu=gpu, dtype=dtype, optimizer="adamw_8bit", loss_head=loss_head, **changes)
+
+
+def pretend_card(monkeypatch: pytest.MonkeyPatch, scale: float = 2.0**16) -> Witness:
+    """From here to the end of the test, `build_trainer` and `train` calculate in `plan.dtype`, as on a card.
+
+    accelerate refuses fp16 on a CPU, so what it would set up for a card is set up here: autocast, and for fp16 a gradient scaler that
+    begins at `scale`.
+    """
+    witness, build = Witness(), training.build_trainer
+
+    def build_as_on_a_card(config: Any, plan: Plan, *args: Any, **kwargs: Any) -> Any:
+        trainer = build(config, plan, *args, **kwargs)
+        if plan.dtype != "float32":
+            trainer.accelerator.native_amp = True
+        if plan.dtype == "float16":
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.add_callback(witness)
+        witness.trainer = trainer
+        return trainer
+
+    monkeypatch.setattr(training, "build_trainer", build_as_on_a_card)
+    # Offloading then moves activations from one part of RAM to another; without streams and pinned memory, which only cards have.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *args, **kwargs: torch.device("cpu"))
+    monkeypatch.setattr(
+        activation_offloading, "OffloadActivations",
+        lambda **settings: OFFLOAD(**settings | {"use_pin_memory": False, "use_streams": False}),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": asked("cpu"))  # PEFT asks for CUDA's state
+    return witness
