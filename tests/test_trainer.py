@@ -141,10 +141,10 @@ def run_out_once(monkeypatch, owner, name, call):
     return calls
 
 
-@pytest.fixture
-def undisturbed(tiny_model, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
     job = make_job(tiny_model, UNEVEN, max_length=256, max_steps=4, effective_batch_size=8, micro_batch_size=4, name="undisturbed")
-    return losses_of(train(**job, root=tmp_path))
+    return losses_of(train(**job, root=tmp_path_factory.mktemp("undisturbed")))
 
 
 @pytest.mark.slow
