@@ -1,190 +1,214 @@
-"""Do the plans hold on a real CUDA card? Trains three steps of real-shape models with random weights, under the card's limit.
+"""Do the plans hold on a real CUDA card? Trains real-shape models with random weights on the plans, and measures.
 
-    python -m benchmarks.gpu [--limits 8 12 14.56] [--models Llama-3.2-1B-Instruct ...] [--steps 3] [--fp16]
+    python -m benchmarks.gpu bf16                  # one step; all of them, in the order that tells most first:
+    python -m benchmarks.gpu all --minutes 25
+    python -m benchmarks.gpu fp16 --models Llama-3.2-1B-Instruct --limits 14.56 --steps 50
+    python -m benchmarks.gpu_report                # what was measured, as the table in README (`make gpu-report`)
 
-For each limit (GiB) and model: plan for a card of that size, cap this process with `set_per_process_memory_fraction`, build the model
-with random weights in NF4 on the card (nothing is downloaded), and train on the plan with the same trainer, recipe and loss head
-as the notebooks. Prints predicted against measured memory; then tries the next faster candidate, which should not fit.
-Each case runs in a process of its own, so that one out-of-memory error cannot spoil the next measurement. With `--fp16` the card is
-planned as if it were a T4 (compute capability 7.5): fp16 with the gradient scaler, which any CUDA card can run:
+    probe      the dry run's context, Triton, memory outside PyTorch, a model loaded from files, and what releasing it gives back
+    bf16       plans for cards of 8 and 12 GiB, examples of unequal lengths: memory and seconds of training, evaluation, generation
+    fp16       the same as on a T4: planned for 14.56 GiB, gradient scaler, memory-efficient attention, 50 steps
+    oom        capped below what the plan needs: is the step done again with the same loss? Then offloading
+    resume     selective checkpointing; a checkpoint made in fp16 continued in fp16 and in bf16
+    generate   generation with 8 and 48 prompts at a time
+    plain      a plan without expandable segments, as on Windows
 
-    python -m benchmarks.gpu --fp16 --steps 50 --limits 14.56 --models Llama-3.2-1B-Instruct
+Each case is planned for a card of so many GiB, runs in a process of its own that `set_per_process_memory_fraction` holds to that size,
+and has its own time-out. What it measured, or how it failed, is one line in benchmarks/data/gpu_measured.jsonl at once, so an
+interrupted run loses one case. Nothing is downloaded. A step takes less than ten minutes; cases for which no time is left are named.
+
+On Hopper (H100, H200), PyTorch chooses other kernels, with larger workspaces, than on the cards that the plans are for. For numbers
+that say something about those, set before the start:
+
+    TORCH_CUDNN_SDPA_DEPRIORITIZED=1 CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import math
+import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from helpers.catalog import CATALOG
-from helpers.config import TrainConfig
-from helpers.hardware import GIB, KNOWN_GPUS, Gpu, detect_gpu
-from helpers.memory import CUDA_CONTEXT
-from helpers.planner import CHECKPOINTING, DoesNotFit, Plan, make_plan, step_of
+from helpers.hardware import EXPANDABLE, growing_segments
 
-MODELS = [
-    "Llama-3.2-1B-Instruct",
-    "Llama-3.2-3B-Instruct",
-    "Mistral-7B-Instruct-v0.3",
-    "Llama-3.1-8B-Instruct",
-    "Llama-2-13b-chat-hf",
-]
-CONFIG = TrainConfig(max_length=1024, effective_batch_size=8, num_train_epochs=1, evaluations=1, eval_examples=2)
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = Path(__file__).parent / "data" / "gpu_measured.jsonl"
+CHILD = [sys.executable, "-m", "benchmarks.gpu_cases"]  # and after it: a case as JSON, the file for its result
+SMALLEST, SMALL, MIDDLE, LARGE = "SmolLM2-360M-Instruct", "Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Llama-3.1-8B-Instruct"
+EFFECTIVE_BATCH = 8  # examples per optimizer step
+STEP_SECONDS = 570  # of one step, so that the command ends within ten minutes
+SHORTEST_CASE = 30  # seconds: with less time than this, a case is not begun
+ERROR_LINES = 15  # of stderr, kept in the record
 
 
-def limited(gpu: Gpu, gib: float, fp16: bool = False) -> Gpu:
-    """`gpu` as if it had `gib` GiB in all, and with `fp16` as if it had no bf16 either."""
-    capability = KNOWN_GPUS["T4"].capability if fp16 else gpu.capability
-    return replace(gpu, total_bytes=int(gib * GIB), free_bytes=int(gib * GIB), capability=capability)
+@dataclass(frozen=True)
+class Case:
+    """One measurement, in one process."""
+
+    step: str
+    """The command that it belongs to."""
+    kind: str
+    """The function of `benchmarks.gpu_cases` that does it."""
+    model: str
+    gib: float
+    """GiB that the card is planned to have free, and that the process is held to."""
+    steps: int = 5
+    """Optimizer steps. The first two are not counted in the seconds."""
+    fp16: bool = False
+    """As a T4: planned for compute capability 7.5, so fp16 with a gradient scaler, and no flash attention."""
+    max_length: int = 1024
+    expandable: bool = True
+    head: str = ""
+    """Loss head that is taken as found: "torch" where Triton works is what a card without it does. Empty: tried."""
+    forced: dict[str, Any] = field(default_factory=dict)
+    """Settings of the plan that are changed after planning, such as {"checkpointing": "selective"}."""
+    batches: tuple[int, ...] = ()
+    """Prompts at a time, for generation."""
+
+    def __str__(self) -> str:
+        traits = ["fp16"] * self.fp16 + ["plain segments"] * (not self.expandable) + [f"{self.head} head"] * bool(self.head)
+        traits += [f"{name} {value}" for name, value in self.forced.items()]
+        return f"{self.step:<9}{self.kind:<10}{self.model:<24}{self.gib:>6} GiB  {', '.join(traits)}".rstrip()
 
 
-def next_faster(plan: Plan) -> Plan | None:
-    """The candidate just above the plan: a larger micro-batch, or else less checkpointing with the same one."""
-    if plan.accumulation > 1:
-        micro_batch = min(
-            d for d in range(plan.micro_batch + 1, CONFIG.effective_batch_size + 1) if CONFIG.effective_batch_size % d == 0
-        )
-        return replace(
-            plan, micro_batch=micro_batch, accumulation=CONFIG.effective_batch_size // micro_batch, eval_batch=micro_batch
-        )
-    index = CHECKPOINTING.index(plan.checkpointing)
-    return replace(plan, checkpointing=CHECKPOINTING[index - 1]) if index else None
+# ---------------------------------------------------------------------------------------------------- what is measured
 
 
-def train_here(name: str, gib: float, steps: int, faster: bool, fp16: bool) -> dict[str, object]:
-    """Plan and train in this process; what was predicted and what was measured, in MiB."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-    from trl import SFTTrainer
+def probe(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    return [Case("probe", "probe", (models or [SMALLEST])[0], (limits or [8])[0], steps or 3)]
 
-    from helpers.dryrun import dry_run
-    from helpers.loss_head import use_loss_head
-    from helpers.models import attach_lora
-    from helpers.recipe import sft_config
 
-    gpu = limited(detect_gpu(), gib, fp16)
-    shape = CATALOG[name].shape
-    plan = make_plan(CONFIG, gpu, CATALOG[name])
-    if faster:
-        plan = next_faster(plan)
-        if plan is None:
-            return {"plan": "nothing faster exists"}
-    step = step_of(CONFIG, plan, shape)
-    predicted = dry_run(replace(step, load_in=""))
-    torch.cuda.set_per_process_memory_fraction(
-        min(1.0, (gib * GIB - CUDA_CONTEXT) / torch.cuda.get_device_properties(0).total_memory)
-    )
+def bf16(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    return [
+        Case("bf16", "training", model, gib, steps or 5) for gib in limits or [8, 12] for model in models or [SMALL, MIDDLE, LARGE]
+    ]
 
-    # Random weights of the real shape: built layer by layer on the card in 16 bit, quantised as bitsandbytes does when it loads.
-    settings = shape.to_config()
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    dtype = getattr(torch, plan.dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    quantise_randomly(model, dtype)
-    model.is_loaded_in_4bit, model.quantization_method = True, "bitsandbytes"
-    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
 
-    rows = Dataset.from_dict({"input_ids": [[7] * plan.seq_len] * (steps * CONFIG.effective_batch_size)})
+def fp16(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    whole = [
+        Case("fp16", "training", model, gib, steps or 50, fp16=True)
+        for gib in limits or [14.56]
+        for model in models or [SMALL, LARGE]
+    ]
+    return [*whole, Case("fp16", "training", whole[0].model, whole[0].gib, min(5, steps or 5), fp16=True, head="torch")]
+
+
+def oom(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    gib = (limits or [12])[0]
+    one_at_a_time = {"micro_batch": 1, "accumulation": EFFECTIVE_BATCH, "eval_batch": 1, "checkpointing": "on", "offload": False}
+    return [
+        Case("oom", "replay", (models or [SMALL])[0], gib, steps or 4),
+        Case("oom", "offload", (models or [LARGE])[-1], gib, steps or 4, max_length=2048, forced=one_at_a_time),
+    ]
+
+
+def resume(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    selective = {"checkpointing": "selective"}
+    return [Case("resume", "resume", (models or [SMALL])[0], (limits or [14.56])[0], steps or 6, fp16=True, forced=selective)]
+
+
+def generate(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    return [Case("generate", "generate", model, (limits or [12])[0], batches=(8, 48)) for model in models or [SMALL, LARGE]]
+
+
+def plain(limits: list[float], models: list[str], steps: int) -> list[Case]:
+    return [Case("plain", "training", (models or [MIDDLE])[0], (limits or [8])[0], steps or 5, expandable=False)]
+
+
+STEPS: dict[str, Callable[[list[float], list[str], int], list[Case]]] = {
+    step.__name__: step for step in (probe, bf16, fp16, oom, resume, generate, plain)
+}
+
+
+# --------------------------------------------------------------------------------------------------------- one case
+
+
+def run_case(case: Case, seconds: float) -> dict[str, Any]:
+    """Run `case` in a process of its own. What it had written before it failed or ran out of time is kept, with `error` beside it."""
+    began, error = time.perf_counter(), ""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = sft_config(replace(CONFIG, max_steps=steps), plan, folder, len(rows))
-        arguments.eval_strategy = arguments.save_strategy = "no"
-        arguments.load_best_model_at_end = arguments.eval_on_start = False
-        arguments.logging_steps = 1
-        use_loss_head(plan)
-        trainer = SFTTrainer(
-            attach_lora(model, CONFIG), arguments, train_dataset=rows, processing_class=tokenizer_for(shape.vocab_size)
+        file = Path(folder) / "result.json"
+        # `helpers` switches expandable segments on where nothing is said about the allocator, so it is said here.
+        segments = EXPANDABLE if case.expandable and growing_segments() else "expandable_segments:False"
+        environment = os.environ | {"PYTORCH_ALLOC_CONF": segments, "HF_HUB_OFFLINE": "1", "TMPDIR": folder}
+        try:
+            done = subprocess.run([*CHILD, json.dumps(asdict(case)), str(file)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, errors="replace", timeout=seconds)  # fmt: skip
+            if done.returncode:
+                lines = done.stderr.strip().splitlines()[-ERROR_LINES:]
+                error = "\n".join(lines) or f"ended with exit status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"timed out after {seconds:.0f} s"
+        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    head = {"date": datetime.date.today().isoformat(), **asdict(case), "case_seconds": round(time.perf_counter() - began, 1)}
+    return head | result | ({"error": error} if error else {})
+
+
+def run_step(name: str, cases: list[Case], timeout: float, seconds: float) -> int:
+    """Run and record the cases of one step, for at most `seconds`; the number of cases that failed."""
+    ends, failures = time.monotonic() + seconds, 0
+    for case in cases:
+        left = ends - time.monotonic()
+        if left < min(SHORTEST_CASE, timeout):
+            print(f"{case}: skipped, no time is left", flush=True)
+            continue
+        result = run_case(case, min(timeout, left))
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        with RECORD.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        failures += "error" in result
+        print(f"{case}  {result['case_seconds']:.0f} s: {in_words(result)}", flush=True)
+    return failures
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """The outcome of one case in one line."""
+    for reason in ("error", "does_not_fit", "skipped"):
+        if reason in result:
+            return f"{reason.replace('_', ' ')}: {result[reason].splitlines()[-1][:200]}"
+    words = []
+    for name, value in result.get("runs", {}).items():
+        words.append(
+            f"{name}: predicted {value['predicted_reserved_mib']:.0f}, measured {value['measured_reserved_mib']:.0f} MiB reserved"
         )
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        torch.cuda.reset_peak_memory_stats()
-        out = trainer.train()
-    return {
-        "plan": f"micro-batch {plan.micro_batch} x {plan.accumulation}, checkpointing {plan.checkpointing}, {plan.seq_len} tokens",
-        "predicted_allocated": predicted.allocated >> 20, "measured_allocated": torch.cuda.max_memory_allocated() >> 20,
-        "predicted_reserved": predicted.reserved >> 20, "measured_reserved": torch.cuda.max_memory_reserved() >> 20,
-        "seconds_per_step": round(out.metrics["train_runtime"] / steps, 2), "loss": round(out.metrics["train_loss"], 3),
-        "finite_losses": sum(math.isfinite(event["loss"]) for event in trainer.state.log_history if "loss" in event),
-        "dtype": plan.dtype, "gradient_scaler": trainer.accelerator.scaler is not None,
-        "adapters": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
-    }  # fmt: skip
+    return "; ".join(words) or "done"
 
 
-def quantise_randomly(model, dtype) -> None:
-    """Fill a model on the meta device: linear layers with random NF4 weights, everything else with small random numbers, on the card."""
-    import bitsandbytes as bnb
-    import torch
-
-    for parent in list(model.modules()):
-        for name, linear in list(parent.named_children()):
-            if type(linear) is torch.nn.Linear and name != "lm_head":
-                weight = torch.randn(linear.out_features, linear.in_features, dtype=dtype, device="cuda") * 0.02
-                new = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype,
-                                        compress_statistics=True, quant_type="nf4", device="meta")  # fmt: skip
-                new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
-                new.weight = new.weight._quantize("cuda")
-                if linear.bias is not None:
-                    new.bias = torch.nn.Parameter(torch.zeros(linear.out_features, dtype=dtype, device="cuda"), requires_grad=False)
-                setattr(parent, name, new)
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                value = torch.ones if parameter.dim() == 1 else torch.randn
-                filled = value(parameter.shape, dtype=parameter.dtype, device="cuda") * (1 if parameter.dim() == 1 else 0.02)
-                setattr(module, name, torch.nn.Parameter(filled, requires_grad=False))
-        if hasattr(module, "inv_freq"):  # rotary embeddings hold buffers that are computed, not loaded
-            fresh = type(module)(config=model.config, device="cuda")
-            module._buffers.update(fresh._buffers)
-    model.tie_weights()
-
-
-def tokenizer_for(vocabulary: int):
-    """A tokenizer that is never asked anything: the examples are token ids already."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "x": 1}, unk_token="x"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limits", nargs="+", type=float, default=[8, 12, 14.56])
-    parser.add_argument("--models", nargs="+", choices=list(CATALOG), default=MODELS)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--fp16", action="store_true", help="plan as for a T4: fp16 and the gradient scaler")
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "GIB", "FASTER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        name, gib, faster = arguments.one
-        print(json.dumps(train_here(name, float(gib), arguments.steps, faster == "faster", arguments.fp16)))
-        return 0
-    if detect_gpu().kind != "cuda":
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=[*STEPS, "all"], nargs="?", default="all")
+    parser.add_argument("--limits", nargs="+", type=float, default=[], help="GiB of the cards that are planned for")
+    parser.add_argument("--models", nargs="+", choices=list(CATALOG), default=[], metavar="MODEL", help="names from the menu")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps of each training")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds that one case may take")
+    parser.add_argument("--minutes", type=float, default=25, help="that all steps together may take")
+    asked = parser.parse_args(arguments)
+    if not card_is_there():
         print("no CUDA card here: nothing to measure")
         return 0
-    failures = 0
-    for gib in arguments.limits:
-        for name in arguments.models:
-            for kind in ("plan", "faster"):
-                command = [sys.executable, "-m", "benchmarks.gpu", "--steps", str(arguments.steps), "--one", name, str(gib), kind]
-                command += ["--fp16"] * arguments.fp16
-                done = subprocess.run(command, capture_output=True, text=True)
-                last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]])[-1]
-                expected = done.returncode == 0 or kind == "faster" or DoesNotFit.__name__ in done.stderr
-                failures += not expected
-                print(
-                    f"{gib:>6} GiB  {name:<28}{kind:<8}{last if done.returncode == 0 else done.stderr.strip().splitlines()[-1][:200]}",
-                    flush=True,
-                )
-    print("no unexpected failure" if not failures else f"{failures} plans did not hold")
+    ends, failures = time.monotonic() + 60 * asked.minutes, 0
+    for name in STEPS if asked.step == "all" else [asked.step]:
+        cases = STEPS[name](asked.limits, asked.models, asked.steps)
+        failures += run_step(name, cases, asked.timeout, min(STEP_SECONDS, ends - time.monotonic()))
+    print("no case failed" if not failures else f"{failures} cases failed; {RECORD.name} says how")
     return failures
+
+
+def card_is_there() -> bool:
+    """Asked without making a context, which would take memory on the card from the cases."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":
