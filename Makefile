@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp test-colab test-newest clean
+.PHONY: help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp gpu-report test-colab test-newest clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -13,6 +13,7 @@ help:
 	@echo "make test        the quickstart, then every test; and how many minutes each stage took"
 	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships (about 10 minutes)"
 	@echo "make test-newest the quickstart and what depends on versions, on the newest versions of everything"
+	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
 	@echo "make test-fast   the tests that need no trained model (under 3 minutes on 2 cores)"
 
 install: $(VENV)/installed
@@ -65,6 +66,9 @@ lab: install
 
 stamp: install
 	$(BIN)/python -m tools.stamp $(if $(REPO),--repo $(REPO)) $(if $(TAG),--tag $(TAG))
+
+gpu-report: install
+	$(BIN)/python -m benchmarks.gpu_report
 
 clean:
 	rm -rf $(VENV) .venv-colab .venv-newest runs
