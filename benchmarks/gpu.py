@@ -29,6 +29,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,8 @@ EFFECTIVE_BATCH = 8  # examples per optimizer step
 STEP_SECONDS = 570  # of one step, so that the command ends within ten minutes
 SHORTEST_CASE = 30  # seconds: with less time than this, a case is not begun
 ERROR_LINES = 15  # of stderr, kept in the record
+# A traceback's path without its beginning: where things are installed is nobody's business.
+SHORT_PATH = re.compile(r'File "(?:[^"]*[/\\])?((?:[^/\\"]+[/\\]){2}[^/\\"]+)"')
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def run_case(case: Case, seconds: float) -> dict[str, Any]:
                                   capture_output=True, text=True, errors="replace", timeout=seconds)  # fmt: skip
             if done.returncode:
                 lines = done.stderr.strip().splitlines()[-ERROR_LINES:]
-                error = "\n".join(lines) or f"ended with exit status {done.returncode}"
+                error = SHORT_PATH.sub(r'File "\1"', "\n".join(lines)) or f"ended with exit status {done.returncode}"
         except subprocess.TimeoutExpired:
             error = f"timed out after {seconds:.0f} s"
         result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

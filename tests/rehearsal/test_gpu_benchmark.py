@@ -188,6 +188,15 @@ def test_a_case_that_fails_leaves_its_last_words_and_the_next_one_runs(child, ca
     assert "out of luck" in capsys.readouterr().out
 
 
+def test_the_record_does_not_say_where_things_are_installed(child, tmp_path):
+    inner = tmp_path / "lib" / "package" / "part.py"
+    inner.parent.mkdir(parents=True)
+    inner.write_text("raise RuntimeError('broken')\n")
+    child(f"import runpy; runpy.run_path({str(inner)!r})")
+    error = gpu.run_case(CASE, 30)["error"]
+    assert str(tmp_path) not in error and 'lib/package/part.py", line 1' in error.replace("\\", "/")
+
+
 def test_cases_without_time_are_named(child, capsys):
     child("")
     assert gpu.run_step("bf16", [CASE], 240, 5) == 0
