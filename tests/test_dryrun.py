@@ -138,14 +138,16 @@ def test_the_dry_runs_process_sees_no_card():
         assert b"CUDA_VISIBLE_DEVICES=" in environment
 
 
-def test_a_worker_whose_trl_lacks_a_name_says_which():
+def test_a_worker_whose_trl_lacks_a_name_says_which(monkeypatch):
     """`missing_names` is the first thing that the process says; a step with TRL's head is then refused."""
-    from unittest.mock import patch
+    import torch
 
     from helpers import dryrun_worker
 
+    monkeypatch.setattr(torch, "is_autocast_enabled", torch.is_autocast_enabled)  # the worker replaces it, and this is not its process
     assert dryrun_worker.missing_names() == []
-    with patch.object(dryrun_worker, "missing_names", lambda: ["trl.gone"]), pytest.raises(RuntimeError, match=r"TRL has no trl\.gone"):
+    monkeypatch.setattr(dryrun_worker, "missing_names", lambda: ["trl.gone"])
+    with pytest.raises(RuntimeError, match=r"TRL has no trl\.gone"):
         dryrun_worker.choose_loss_head(Step(LLAMA, 1, 64), dryrun_worker.LiveBytes())
 
 
