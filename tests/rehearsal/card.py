@@ -1,6 +1,8 @@
 """Makes the kit's own trainer do on a CPU what it does on a card: 16-bit arithmetic by autocast, and fp16's real gradient scaler.
 
-    with pretended_card(monkeypatch): train(**job)          # job["plan"] says dtype, optimizer, checkpointing, loss head
+    witness = pretend_card(monkeypatch)
+    job["plan"] = card_plan(job["plan"], "float16")         # dtype, optimizer, checkpointing, loss head as on a T4
+    training.train(**job)
 
 What a CPU cannot show: CUDA's kernels and their memory, seconds, and whether the activations of a real model fit into fp16.
 """
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl.kernels import chunked_logprob as trl_kernels
 from trl.models import activation_offloading
 
 from helpers import training
@@ -47,7 +50,7 @@ def pretend_card(monkeypatch: pytest.MonkeyPatch, scale: float = 2.0**16) -> Wit
     """From here to the end of the test, `build_trainer` and `train` calculate in `plan.dtype`, as on a card.
 
     accelerate refuses fp16 on a CPU, so what it would set up for a card is set up here: autocast, and for fp16 a gradient scaler that
-    begins at `scale`.
+    begins at `scale`. TRL's Triton kernels are interpreted where the plan says "triton".
     """
     witness, build = Witness(), training.build_trainer
 
@@ -57,6 +60,7 @@ def pretend_card(monkeypatch: pytest.MonkeyPatch, scale: float = 2.0**16) -> Wit
             trainer.accelerator.native_amp = True
         if plan.dtype == "float16":
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        monkeypatch.setattr(trl_kernels, "_use_triton", lambda device: plan.loss_head == "triton")  # interpreted, on a CPU
         trainer.add_callback(witness)
         witness.trainer = trainer
         return trainer
