@@ -109,9 +109,17 @@ trainer = SFTTrainer(
 for parameter in trainer.model.parameters():
     if parameter.requires_grad:
         parameter.data = parameter.data.float()  # TRL has cast the adapters to bf16: small updates would be lost
-{_early_stopping(config)}trainer.train()
+{_selective(plan)}{_early_stopping(config)}trainer.train()
 trainer.save_model({folder.as_posix() + "/adapter"!r})
 """
+
+
+def _selective(plan: Plan) -> str:
+    """TRL's own setting for it does not reach a model inside PEFT on transformers 5.16 and newer."""
+    if plan.checkpointing != "selective":
+        return ""
+    name = "enable_selective_activation_checkpointing"
+    return f"from trl.models import {name}\n\n{name}(trainer.model.get_base_model())  # attention's output is kept\n"
 
 
 def _early_stopping(config: TrainConfig) -> str:

@@ -5,17 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from helpers.export import ExportError, export_script
 from helpers.export.script import plan_of
+from helpers.export.script_text import script_text
 from helpers.export.trl_yaml import trl_yaml
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
 from helpers.training import train
 
+ROOT = Path(__file__).parent.parent
 LOSSES = ("loss", "eval_loss", "grad_norm", "learning_rate")
 ECOSYSTEM = {"json", "math", "os", "sys", "pathlib", "torch", "trl", "datasets", "peft", "transformers"}
 
@@ -41,6 +45,38 @@ def test_the_script_alone_gives_the_losses_of_the_run_to_the_last_digit(run, job
     say(f"exported script: {len(ours)} losses, norms and rates of the run, largest difference {worst:g}")
     assert theirs == ours and len([row for row in ours if row[1] == "eval_loss"]) >= 3
     assert (script.parent / "adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_script_of_a_selective_plan_trains_selectively(job, tmp_path):
+    """TRL's own setting for it stops transformers 5.16 and newer at the first step."""
+    job["plan"] = replace(job["plan"], checkpointing="selective")
+    run = train(**job, root=tmp_path)
+    script = export_script(run, tmp_path / "elsewhere", job["training"], job["validation"])
+    looked = script.read_text().replace(
+        "trainer.save_model(", "from helpers.compat import get_checkpointing\nprint('mode:', get_checkpointing(trainer.model))\ntrainer.save_model("
+    )  # fmt: skip
+    script.write_text(looked)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "mode: selective" in done.stdout
+    events = [json.loads(line) for line in (script.parent / "history.jsonl").read_text().splitlines()]
+    assert losses(events) == losses(run.history)
+
+
+@pytest.mark.parametrize("card, words, absent", [
+    ("T4", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments", "use_gqa_in_sdpa"], []),
+    ("RTX 3060", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments"], ["use_gqa_in_sdpa"]),
+    ("RTX 3060 on Windows", ["use_gqa_in_sdpa"], ["expandable_segments"]),
+])  # fmt: skip
+def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(job, card, words, absent):
+    gpu = KNOWN_GPUS[card.removesuffix(" on Windows")]
+    gpu = replace(gpu, flash=False, expandable=False) if card.endswith("Windows") else gpu
+    text = script_text(job["config"], make_plan(job["config"], gpu, exact=False), 100)
+    ast.parse(text)
+    assert all(word in text for word in words) and not any(word in text for word in absent)
+    begin = text.index("CUDA_VISIBLE_DEVICES")
+    assert begin < text.index("import torch")
 
 
 def test_it_imports_the_ecosystem_only_and_is_short(run, job, tmp_path, say):

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from helpers.catalog import CATALOG, BaseModel, ModelShape, find_shape
 from helpers.config import ConfigError, TrainConfig
-from helpers.hardware import KNOWN_GPUS, Gpu, attention, loss_head, speed
+from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, loss_head, speed
 from helpers.memory import MemoryEstimate, estimate, work
 from helpers.menu import choose_model
 from helpers.panel.settings import problems, usable
@@ -143,7 +143,8 @@ def _smallest(config: TrainConfig, gpu: Gpu, shape: ModelShape | None) -> Memory
     try:
         return shape and estimate(
             shape, 1, config.max_length, r=config.r, target_modules=config.target_modules, quantization=config.quantization,
-            element_bytes=2 if on_gpu else 4, attention=attention(gpu, shape)[0], loss_head=loss_head(gpu)[0], on_gpu=on_gpu,
+            element_bytes=4 if compute_dtype(gpu, shape.model_type)[0] == "float32" else 2, attention=attention(gpu, shape)[0],
+            loss_head=loss_head(gpu)[0], on_gpu=on_gpu, context=not gpu.has_context,
         )  # fmt: skip
     except (ValueError, TypeError, KeyError):
         return None
