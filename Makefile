@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp gpu-report test-colab test-newest clean
+.PHONY: help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp combinations gpu-report test-colab test-newest clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -13,6 +13,7 @@ help:
 	@echo "make test        the quickstart, then every test; and how many minutes each stage took"
 	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships (about 10 minutes)"
 	@echo "make test-newest the quickstart and what depends on versions, on the newest versions of everything"
+	@echo "make combinations  which kinds of training step plans choose, for tests/rehearsal (an hour; when planner or menu have changed)"
 	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
 	@echo "make test-fast   the tests that need no trained model (under 3 minutes on 2 cores)"
 
@@ -47,8 +48,10 @@ test:
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
+# Rehearsals measure neither time nor memory, so they share the cores; the others must have the machine to themselves.
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow tests/rehearsal --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow --ignore tests/rehearsal
 
 # Made anew each time, because the check looks at what the first cell changes in it. Colab's own pair, Python 3.13 and torch 2.11 with
 # CUDA's libraries, needs a python3.13 and 15 GB of disk; otherwise it is the nearest pair, and a line says so.
@@ -66,6 +69,9 @@ lab: install
 
 stamp: install
 	$(BIN)/python -m tools.stamp $(if $(REPO),--repo $(REPO)) $(if $(TAG),--tag $(TAG))
+
+combinations: install
+	$(BIN)/python -m benchmarks.combinations
 
 gpu-report: install
 	$(BIN)/python -m benchmarks.gpu_report

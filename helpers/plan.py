@@ -112,5 +112,5 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
         target_modules=config.target_modules, lora_dropout=config.lora_dropout, quantization=config.quantization, dtype=plan.dtype,
         checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu, shape)[0], masked=micro_batch > 1,
         loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, expandable=plan.gpu.expandable, load_in=plan.dtype,
-        autocast=plan.dtype != "float32",
+        autocast=plan.dtype != "float32" and phase != "generate",  # Trainer's; without it, adapters calculate in fp32
     )  # fmt: skip

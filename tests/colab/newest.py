@@ -42,7 +42,7 @@ def main() -> int:
         executed = machine.execute(notebook, first_step_in="runs/quickstart/history.jsonl")
         page = machine.results / "report.html"
         said = page.read_text(encoding="utf-8") if page.is_file() else ""
-    tests = ["tests/test_keywords.py", "tests/test_unmet.py", *PLANS, REHEARSALS]
+    tests = ["tests/test_keywords.py", "tests/test_unmet.py", *PLANS, *REHEARSALS]
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *IN_PROCESSES, *tests], cwd=ROOT, text=True, stdout=subprocess.PIPE
     )

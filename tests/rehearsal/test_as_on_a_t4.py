@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from card import TensorCores, card_plan, pretend_card
 
 from helpers import training
 from helpers.config import TrainConfig
@@ -14,7 +15,6 @@ from helpers.embedded import EMBEDDED_MODEL
 from helpers.hardware import GIB, Gpu
 from helpers.models import load_quantized
 from helpers.planner import make_plan
-from tests.rehearsal.card import card_plan, pretend_card
 
 STEPS, WITHIN = 30, 0.02
 
@@ -30,7 +30,9 @@ def test_thirty_steps_in_fp16_learn_what_fp32_learns(root, tmp_path, monkeypatch
 
     config.name, witness = "as-on-a-t4", pretend_card(monkeypatch)
     plan = card_plan(plan, "float16")
-    run = training.train(config, plan, *load_quantized(config, plan), *data, root=tmp_path)
+    model, tokenizer = load_quantized(config, plan)
+    with TensorCores():
+        run = training.train(config, plan, model, tokenizer, *data, root=tmp_path)
     apart = run.best_eval_loss / wanted.best_eval_loss - 1
     say(f"{STEPS} steps: validation loss {wanted.first_eval_loss:.3f} -> {wanted.best_eval_loss:.4f} in fp32, {run.best_eval_loss:.4f} as on "
         f"a T4 ({apart:+.2%}); {witness.skipped} steps skipped, loss scale {witness.trainer.accelerator.scaler.get_scale():.0f}")  # fmt: skip

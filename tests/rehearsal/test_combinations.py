@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from card import card_plan, pretend_card
 from conftest import make_job
 
 from benchmarks import combinations
@@ -14,7 +15,6 @@ from benchmarks.combinations import Combination
 from helpers import training
 from helpers.compat import get_checkpointing
 from helpers.models import load_quantized
-from tests.rehearsal.card import card_plan, pretend_card
 
 # Answers of different lengths, so that a micro-batch of two is padded.
 ROWS = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(1, n % 7 + 2)))} for n in range(16)]
