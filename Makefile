@@ -11,7 +11,7 @@ help:
 	@echo "make worksheets  the lessons with empty cells, for a room that types; and the glossary in order"
 	@echo "make offline-bundle  wheels, model and data in one zip, for a room without network"
 	@echo "make test        the quickstart, then every test; and how many minutes each stage took"
-	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships (about 10 minutes)"
+	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships"
 	@echo "make test-newest the quickstart and what depends on versions, on the newest versions of everything"
 	@echo "make combinations  which kinds of training step plans choose, for tests/rehearsal (an hour; when planner or menu have changed)"
 	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
