@@ -9,7 +9,7 @@ what is seen and what is kept: live chart, history, checkpoints, and the questio
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +161,7 @@ def train(
     run.save()
     checkpoints.drop_half_written(run.folder)
     checkpoint = checkpoints.latest_whole(run.folder)
-    with _what_stands_is_said(run, trainer, lambda: what_would_fit(config, plan)):
+    with _what_stands_is_said(run, trainer):
         with stop.listening():
             if checkpoint is None:
                 print(f"Training {steps} steps of {config.effective_batch_size} examples into {run.folder}")
@@ -185,7 +185,7 @@ def train(
 
 
 @contextmanager
-def _what_stands_is_said(run: Run, trainer: SteadyTrainer, what_fits: Callable[[], str]) -> Iterator[None]:
+def _what_stands_is_said(run: Run, trainer: SteadyTrainer) -> Iterator[None]:
     """Errors that end a training say what can be done, and from which checkpoint the run will go on."""
     try:
         yield
@@ -196,7 +196,7 @@ def _what_stands_is_said(run: Run, trainer: SteadyTrainer, what_fits: Callable[[
         raise type(error)(f"{error} {_what_stands(run)}") from None
     except Exception as error:  # tokenizers raises nothing more special
         if is_out_of_memory(error):  # where no smaller piece helps: in the optimizer
-            raise DoesNotFit(f"{what_fits()} {_what_stands(run)}") from error
+            raise DoesNotFit(f"{trainer.out_of_ideas()} {_what_stands(run)}") from error
         if not _is_disk_full(error):
             raise
         checkpoints.drop_half_written(run.folder)
