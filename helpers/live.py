@@ -57,7 +57,7 @@ class LiveChart(TrainerCallback):
         self.place = Place()
         self.drawn_at = self.started_at = self.step_started_at = 0.0
         self.drawing_seconds = self.training_seconds = 0.0
-        self.first_step = self.first_tokens = 0
+        self.first_step = self.first_tokens = self.drawn_events = 0
         self.warned = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -85,7 +85,8 @@ class LiveChart(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if has_notebook():
-            self._draw(state)
+            if any("train_runtime" not in event for event in self.run.history[self.drawn_events :]):  # since the last picture
+                self._draw(state)
         else:
             print(f"Verdict: {verdict(self.run.history, state.max_steps)}.")
 
@@ -128,5 +129,5 @@ class LiveChart(TrainerCallback):
         title, sentence = self._title(state), str(verdict(self.run.history, state.max_steps))
         figure = training_chart(self.run.history, state.max_steps, title, sentence, self.planned_bytes)
         self.place.show(figure, f"Training and validation loss, {title}: {sentence}")
-        self.drawn_at = time.monotonic()
+        self.drawn_at, self.drawn_events = time.monotonic(), len(self.run.history)
         self.drawing_seconds += self.drawn_at - began
