@@ -43,7 +43,7 @@ class Witness(TrainerCallback):
 
 
 class TensorCores(TorchDispatchMode):
-    """While it is open, products of fp16 matrices are summed in fp32 and rounded once, as a T4's tensor cores do.
+    """While it is open, products of fp16 matrices, attention's included, are summed in fp32 and rounded once, as a T4's tensor cores do.
 
     CPUs without fp16 arithmetic do that too, but up to ten times slower than in fp32.
     """
@@ -54,14 +54,25 @@ class TensorCores(TorchDispatchMode):
             with self:
                 return _gemm_4bit_default_impl(*args, **kwargs)
         halves = [argument for argument in args if torch.is_tensor(argument) and argument.dtype is torch.float16]
-        if operation not in PRODUCTS or not halves:
+        if not halves or (operation not in PRODUCTS and operation not in ATTENTION):
             return operation(*args, **kwargs)
-        product = PRODUCTS[operation](*(a.float() if torch.is_tensor(a) else a for a in args))
+        if operation in ATTENTION:
+            single = {name: _in(torch.float32, value) for name, value in kwargs.items()}
+            results = operation(*(_in(torch.float32, argument) for argument in args), **single)
+            return tuple(result if index in ATTENTION[operation] else _in(torch.float16, result) for index, result in enumerate(results))
+        product = PRODUCTS[operation](*(_in(torch.float32, argument) for argument in args))
         return kwargs["out"].copy_(product) if "out" in kwargs else product.half()
+
+
+def _in(dtype: torch.dtype, value: Any) -> Any:
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: aten.mm, aten.mm.out: aten.mm, aten.bmm.default: aten.bmm, aten.addmm.default: aten.addmm}
+FORWARD = aten._scaled_dot_product_flash_attention_for_cpu.default
+BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+ATTENTION = {FORWARD: {1}, BACKWARD: set()}  # with the results that stay fp32: the sums' logarithms
 
 
 def card_plan(plan: Plan, dtype: str, loss_head: str = "torch", **changes: Any) -> Plan:
