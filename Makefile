@@ -38,6 +38,7 @@ offline-bundle: install
 	$(BIN)/python -m tools.offline_bundle
 
 lint: install
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check .
 
 # Minutes of each stage on 2 cores of an otherwise idle machine, 2026-11-24, before Colab's own pair replaced the nearest one: quickstart

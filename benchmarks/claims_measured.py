@@ -37,8 +37,15 @@ def overfitting() -> list[dict[str, Any]]:
     gpu = detect_gpu()
     rows = []
     for size, epochs in SIZES.items():
-        config = TrainConfig(name=f"epochs-{size}", num_train_epochs=epochs, effective_batch_size=BATCH, evaluations=2 * epochs,
-                             eval_examples=HELD_OUT, learning_rate=5e-4, early_stopping_patience=0)  # fmt: skip
+        config = TrainConfig(
+            name=f"epochs-{size}",
+            num_train_epochs=epochs,
+            effective_batch_size=BATCH,
+            evaluations=2 * epochs,
+            eval_examples=HELD_OUT,
+            learning_rate=5e-4,
+            early_stopping_patience=0,
+        )
         model_id, _ = choose_model(config, gpu, hub_reachable())
         plan = make_plan(config, gpu, model_id)
         model, tokenizer = load_quantized(config, plan)
@@ -50,9 +57,20 @@ def overfitting() -> list[dict[str, Any]]:
             run = train(config, plan, model, tokenizer, chosen, validation.select(range(HELD_OUT)), root=folder)
         per_epoch = size // BATCH
         losses = {round(step / per_epoch, 2): round(loss, 2) for step, loss in run.evaluations}
-        rows.append({"model": model_id, "examples": size, "epochs": epochs, "best_epoch": round(run.best_step / per_epoch, 1),
-                     "learning_rate": config.learning_rate, "validation_loss_by_epoch": losses})  # fmt: skip
-        print(f"{model_id}, {size} examples: lowest validation loss after {rows[-1]['best_epoch']} epochs; {losses}", flush=True)
+        rows.append(
+            {
+                "model": model_id,
+                "examples": size,
+                "epochs": epochs,
+                "best_epoch": round(run.best_step / per_epoch, 1),
+                "learning_rate": config.learning_rate,
+                "validation_loss_by_epoch": losses,
+            }
+        )
+        print(
+            f"{model_id}, {size} examples: lowest validation loss after {rows[-1]['best_epoch']} epochs; {losses}",
+            flush=True,
+        )
     return rows
 
 
@@ -86,7 +104,9 @@ def checkpointing_time() -> None:
             if round_number:
                 times.append(time.perf_counter() - started)
     off, on = (statistics.median(seconds[mode]) for mode in ("off", "on"))
-    print(f"checkpointing on {gpu.name}, {model_id}, 2 x {TOKENS} tokens: {off:.2f} s off, {on:.2f} s on, {on / off - 1:+.0%}")
+    print(
+        f"checkpointing on {gpu.name}, {model_id}, 2 x {TOKENS} tokens: {off:.2f} s off, {on:.2f} s on, {on / off - 1:+.0%}"
+    )
 
 
 def main() -> None:

@@ -102,7 +102,10 @@ def chosen(of: Iterable[Case], exact: bool = False) -> Iterator[tuple[Case, Comb
         return known[key]
 
     # Batches for evaluation and generation are no part of a combination.
-    with patch.object(planner, "dry_run", once), patch.object(planner, "_plan_evaluation_and_generation", lambda _c, plan, _s, _e: plan):
+    with (
+        patch.object(planner, "dry_run", once),
+        patch.object(planner, "_plan_evaluation_and_generation", lambda _c, plan, _s, _e: plan),
+    ):
         for card, model, length in of:
             try:
                 plan = _by_formula(KNOWN_GPUS[card], model, length)
@@ -124,7 +127,9 @@ def recorded() -> tuple[str, list[Combination]]:
     """(fingerprint, combinations) of the committed list."""
     record = json.loads(LIST.read_text(encoding="utf-8"))
     fields = Combination.__dataclass_fields__
-    return record["fingerprint"], [Combination(**{name: row[name] for name in fields}) for row in record["combinations"]]
+    return record["fingerprint"], [
+        Combination(**{name: row[name] for name in fields}) for row in record["combinations"]
+    ]
 
 
 def write(found: list[tuple[Case, Combination | None]]) -> None:
@@ -133,7 +138,12 @@ def write(found: list[tuple[Case, Combination | None]]) -> None:
     for combination in sorted({c for _, c in found if c is not None}, key=lambda c: list(map(str, asdict(c).values()))):
         where = [case for case, c in found if c == combination]
         rows.append(asdict(combination) | {"plans": len(where), "for example": "{}, {}, {} tokens".format(*where[0])})
-    record = {"fingerprint": fingerprint(), "cases": len(found), "fitting": sum(c is not None for _, c in found), "combinations": rows}
+    record = {
+        "fingerprint": fingerprint(),
+        "cases": len(found),
+        "fitting": sum(c is not None for _, c in found),
+        "combinations": rows,
+    }
     LIST.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{len(found)} cases, {record['fitting']} fit, {len(rows)} combinations: {LIST}")
 

@@ -45,7 +45,12 @@ from helpers.hardware import EXPANDABLE, growing_segments
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(__file__).parent / "data" / "gpu_measured.jsonl"
 CHILD = [sys.executable, "-m", "benchmarks.gpu_cases"]  # and after it: a case as JSON, the file for its result
-SMALLEST, SMALL, MIDDLE, LARGE = "SmolLM2-360M-Instruct", "Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Llama-3.1-8B-Instruct"
+SMALLEST, SMALL, MIDDLE, LARGE = (
+    "SmolLM2-360M-Instruct",
+    "Llama-3.2-1B-Instruct",
+    "Llama-3.2-3B-Instruct",
+    "Llama-3.1-8B-Instruct",
+)
 EFFECTIVE_BATCH = 8  # examples per optimizer step
 STEP_SECONDS = 570  # of one step, so that the command ends within ten minutes
 SHORTEST_CASE = 30  # seconds: with less time than this, a case is not begun
@@ -79,7 +84,9 @@ class Case:
     """Prompts at a time, for generation."""
 
     def __str__(self) -> str:
-        traits = ["fp16"] * self.fp16 + ["plain segments"] * (not self.expandable) + [f"{self.head} head"] * bool(self.head)
+        traits = (
+            ["fp16"] * self.fp16 + ["plain segments"] * (not self.expandable) + [f"{self.head} head"] * bool(self.head)
+        )
         traits += [f"{name} {value}" for name, value in self.forced.items()]
         return f"{self.step:<9}{self.kind:<10}{self.model:<24}{self.gib:>6} GiB  {', '.join(traits)}".rstrip()
 
@@ -93,7 +100,9 @@ def probe(limits: list[float], models: list[str], steps: int) -> list[Case]:
 
 def bf16(limits: list[float], models: list[str], steps: int) -> list[Case]:
     return [
-        Case("bf16", "training", model, gib, steps or 5) for gib in limits or [8, 12] for model in models or [SMALL, MIDDLE, LARGE]
+        Case("bf16", "training", model, gib, steps or 5)
+        for gib in limits or [8, 12]
+        for model in models or [SMALL, MIDDLE, LARGE]
     ]
 
 
@@ -108,7 +117,13 @@ def fp16(limits: list[float], models: list[str], steps: int) -> list[Case]:
 
 def oom(limits: list[float], models: list[str], steps: int) -> list[Case]:
     gib = (limits or [12])[0]
-    one_at_a_time = {"micro_batch": 1, "accumulation": EFFECTIVE_BATCH, "eval_batch": 1, "checkpointing": "on", "offload": False}
+    one_at_a_time = {
+        "micro_batch": 1,
+        "accumulation": EFFECTIVE_BATCH,
+        "eval_batch": 1,
+        "checkpointing": "on",
+        "offload": False,
+    }
     return [
         Case("oom", "replay", (models or [SMALL])[0], gib, steps or 4),
         Case("oom", "offload", (models or [LARGE])[-1], gib, steps or 4, max_length=2048, forced=one_at_a_time),
@@ -117,11 +132,17 @@ def oom(limits: list[float], models: list[str], steps: int) -> list[Case]:
 
 def resume(limits: list[float], models: list[str], steps: int) -> list[Case]:
     selective = {"checkpointing": "selective"}
-    return [Case("resume", "resume", (models or [SMALL])[0], (limits or [14.56])[0], steps or 6, fp16=True, forced=selective)]
+    return [
+        Case(
+            "resume", "resume", (models or [SMALL])[0], (limits or [14.56])[0], steps or 6, fp16=True, forced=selective
+        )
+    ]
 
 
 def generate(limits: list[float], models: list[str], steps: int) -> list[Case]:
-    return [Case("generate", "generate", model, (limits or [12])[0], batches=(8, 48)) for model in models or [SMALL, LARGE]]
+    return [
+        Case("generate", "generate", model, (limits or [12])[0], batches=(8, 48)) for model in models or [SMALL, LARGE]
+    ]
 
 
 def plain(limits: list[float], models: list[str], steps: int) -> list[Case]:
@@ -145,15 +166,27 @@ def run_case(case: Case, seconds: float) -> dict[str, Any]:
         segments = EXPANDABLE if case.expandable and growing_segments() else "expandable_segments:False"
         environment = os.environ | {"PYTORCH_ALLOC_CONF": segments, "HF_HUB_OFFLINE": "1", "TMPDIR": folder}
         try:
-            done = subprocess.run([*CHILD, json.dumps(asdict(case)), str(file)], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-                                  capture_output=True, text=True, errors="replace", timeout=seconds)  # fmt: skip
+            done = subprocess.run(
+                [*CHILD, json.dumps(asdict(case)), str(file)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+            )
             if done.returncode:
                 lines = done.stderr.strip().splitlines()[-ERROR_LINES:]
                 error = SHORT_PATH.sub(r'File "\1"', "\n".join(lines)) or f"ended with exit status {done.returncode}"
         except subprocess.TimeoutExpired:
             error = f"timed out after {seconds:.0f} s"
         result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    head = {"date": datetime.date.today().isoformat(), **asdict(case), "case_seconds": round(time.perf_counter() - began, 1)}
+    head = {
+        "date": datetime.date.today().isoformat(),
+        **asdict(case),
+        "case_seconds": round(time.perf_counter() - began, 1),
+    }
     return head | result | ({"error": error} if error else {})
 
 
@@ -191,7 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=[*STEPS, "all"], nargs="?", default="all")
     parser.add_argument("--limits", nargs="+", type=float, default=[], help="GiB of the cards that are planned for")
-    parser.add_argument("--models", nargs="+", choices=list(CATALOG), default=[], metavar="MODEL", help="names from the menu")
+    parser.add_argument(
+        "--models", nargs="+", choices=list(CATALOG), default=[], metavar="MODEL", help="names from the menu"
+    )
     parser.add_argument("--steps", type=int, default=0, help="optimizer steps of each training")
     parser.add_argument("--timeout", type=float, default=240, help="seconds that one case may take")
     parser.add_argument("--minutes", type=float, default=25, help="that all steps together may take")

@@ -47,8 +47,19 @@ SHARED_KEYS = getattr(sdpa_attention, "use_gqa_in_sdpa", None)  # transformers' 
 TRAINING_SECONDS = 100  # after which a training ends early
 NEW_TOKENS = 32  # for each prompt
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "triton")
-PLANNED = ("dtype", "seq_len", "micro_batch", "accumulation", "checkpointing", "offload", "loss_head", "loss_tile", "eval_batch",
-           "generation_batch", "optimizer")  # fmt: skip
+PLANNED = (
+    "dtype",
+    "seq_len",
+    "micro_batch",
+    "accumulation",
+    "checkpointing",
+    "offload",
+    "loss_head",
+    "loss_tile",
+    "eval_batch",
+    "generation_batch",
+    "optimizer",
+)
 
 
 class Skipped(RuntimeError):
@@ -103,8 +114,12 @@ def use_attention_of(gpu: Gpu) -> None:
 def kernels() -> dict[str, bool]:
     """What `use_attention_of` has set."""
     sdp = torch.backends.cuda
-    return {"flash": sdp.flash_sdp_enabled(), "efficient": sdp.mem_efficient_sdp_enabled(), "cudnn": sdp.cudnn_sdp_enabled(),
-            "keys_repeated": getattr(sdpa_attention, "use_gqa_in_sdpa", None) is not SHARED_KEYS}  # fmt: skip
+    return {
+        "flash": sdp.flash_sdp_enabled(),
+        "efficient": sdp.mem_efficient_sdp_enabled(),
+        "cudnn": sdp.cudnn_sdp_enabled(),
+        "keys_repeated": getattr(sdpa_attention, "use_gqa_in_sdpa", None) is not SHARED_KEYS,
+    }
 
 
 def hold_to(size: int) -> None:
@@ -145,9 +160,14 @@ def describe_machine() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     variables = ("PYTORCH_ALLOC_CONF", "TORCH_CUDNN_SDPA_DEPRIORITIZED", "CUBLAS_WORKSPACE_CONFIG")
-    return {"card": torch.cuda.get_device_name(0), "capability": list(torch.cuda.get_device_capability(0)), "driver": driver,
-            "cuda": torch.version.cuda, "versions": versions,
-            "environment": {name: os.environ[name] for name in variables if name in os.environ}}  # fmt: skip
+    return {
+        "card": torch.cuda.get_device_name(0),
+        "capability": list(torch.cuda.get_device_capability(0)),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "versions": versions,
+        "environment": {name: os.environ[name] for name in variables if name in os.environ},
+    }
 
 
 # ------------------------------------------------------------------------------------------------ what is looked at
@@ -260,14 +280,22 @@ class Bench:
                 torch.cuda.synchronize()
             self.result.add_run(
                 name,
-                predicted_allocated_mib=mib(predicted.allocated), predicted_reserved_mib=mib(predicted.reserved),
+                predicted_allocated_mib=mib(predicted.allocated),
+                predicted_reserved_mib=mib(predicted.reserved),
                 measured_allocated_mib=mib(torch.cuda.max_memory_allocated()),
                 measured_reserved_mib=mib(torch.cuda.max_memory_reserved()),
-                seconds=round(time.perf_counter() - began, 2), **values,
-            )  # fmt: skip
+                seconds=round(time.perf_counter() - began, 2),
+                **values,
+            )
 
     def train(
-        self, name: str, *, evaluated: bool = True, checkpoint: Path | None = None, keep_in: Path | None = None, **steadiness: Any
+        self,
+        name: str,
+        *,
+        evaluated: bool = True,
+        checkpoint: Path | None = None,
+        keep_in: Path | None = None,
+        **steadiness: Any,
     ) -> dict[str, Any]:
         """Train as planned, record it as the run `name`, evaluate with the same trainer, and let it go; returns what was recorded.
 
@@ -281,11 +309,13 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             trainer, watch, shapes = self.trainer(str(keep_in or folder), saving=keep_in is not None, **steadiness)
             values = {
-                "planned_reserved_mib": mib(self.plan.measured.reserved), "trainer": type(trainer).__name__,
-                "checkpointing_found": get_checkpointing(trainer.model), "gradient_scaler": trainer.accelerator.scaler is not None,
+                "planned_reserved_mib": mib(self.plan.measured.reserved),
+                "trainer": type(trainer).__name__,
+                "checkpointing_found": get_checkpointing(trainer.model),
+                "gradient_scaler": trainer.accelerator.scaler is not None,
                 "adapters": sorted({str(p.dtype) for p in trainer.model.parameters() if p.requires_grad}),
                 "outside_before_mib": outside_pytorch(),
-            }  # fmt: skip
+            }
             with self.measured(name, self.predict()) as more:
                 more |= values
                 try:
@@ -298,7 +328,9 @@ class Bench:
                     more["micro_batches"] = {"all": shapes.all, "padded": shapes.padded, "worst": shapes.worst}
             self.result.add_to_run(name, outside_after_mib=outside_pytorch(), segments_grow=segments_grow())
             if not shapes.worst:
-                raise RuntimeError("no micro-batch was the worst that was planned for: all of full length, but one that is padded")
+                raise RuntimeError(
+                    "no micro-batch was the worst that was planned for: all of full length, but one that is padded"
+                )
             if evaluated:
                 self.evaluate(f"{name}: evaluation", trainer)
         return self.result.values["runs"][name]
@@ -307,9 +339,17 @@ class Bench:
         """Losses, skipped steps, and seconds and tokens of the steps after the warm-up."""
         rows, first = self.config.effective_batch_size, watch.first_step + WARM_UP
         sizes = lengths(self.config.max_steps * rows, self.plan.micro_batch, self.plan.seq_len)
-        seconds, tokens = sum(watch.seconds[WARM_UP:]), sum(sizes[first * rows : (watch.first_step + len(watch.seconds)) * rows])
-        values = {"first_step": watch.first_step, "steps": len(watch.seconds), "losses": watch.losses,
-                  "finite_losses": sum(map(math.isfinite, watch.losses)), "skipped_steps": watch.skipped}  # fmt: skip
+        seconds, tokens = (
+            sum(watch.seconds[WARM_UP:]),
+            sum(sizes[first * rows : (watch.first_step + len(watch.seconds)) * rows]),
+        )
+        values = {
+            "first_step": watch.first_step,
+            "steps": len(watch.seconds),
+            "losses": watch.losses,
+            "finite_losses": sum(map(math.isfinite, watch.losses)),
+            "skipped_steps": watch.skipped,
+        }
         if seconds:
             per_step = seconds / (len(watch.seconds) - WARM_UP)
             values |= {"seconds_per_step": round(per_step, 3), "tokens_per_second": round(tokens / seconds)}
@@ -317,10 +357,17 @@ class Bench:
 
     def evaluate(self, name: str, trainer: SteadyTrainer) -> None:
         """Validation with the optimizer still there, as during a training; its state is no part of the dry run, and added here."""
-        state = [tensor for values in trainer.optimizer.state.values() for tensor in values.values() if torch.is_tensor(tensor)]
+        state = [
+            tensor
+            for values in trainer.optimizer.state.values()
+            for tensor in values.values()
+            if torch.is_tensor(tensor)
+        ]
         beside = sum(tensor.numel() * tensor.element_size() for tensor in state)
         dry = self.predict("evaluate", self.plan.eval_batch)
-        with self.measured(name, replace(dry, allocated=dry.allocated + beside, reserved=dry.reserved + beside)) as values:
+        with self.measured(
+            name, replace(dry, allocated=dry.allocated + beside, reserved=dry.reserved + beside)
+        ) as values:
             values |= {"batch": self.plan.eval_batch, "loss": trainer.evaluate()["eval_loss"]}
 
     def generate(self, name: str, batch: int) -> None:
@@ -333,15 +380,22 @@ class Bench:
         planned = mib(self.predict("generate", batch).reserved)
         generate(model, self.tokenizer, asked, max_new_tokens=1, batch_size=batch)
         with self.measured(name, self.predict("generate", batch, seq_len=longest)) as values:
-            values |= {"batch": batch, "planned_batch": self.plan.generation_batch, "planned_reserved_mib": planned,
-                       "prompt_tokens": longest, "new_tokens": new}  # fmt: skip
+            values |= {
+                "batch": batch,
+                "planned_batch": self.plan.generation_batch,
+                "planned_reserved_mib": planned,
+                "prompt_tokens": longest,
+                "new_tokens": new,
+            }
             generate(model, self.tokenizer, asked, max_new_tokens=new, batch_size=batch)
         seconds = self.result.values["runs"][name]["seconds"]
         self.result.add_to_run(name, tokens_per_second=round(batch * new / max(seconds, 0.01), 1))
 
     def compare(self, name: str, one: dict[str, Any], other: dict[str, Any], **values: Any) -> None:
         """How far the losses of the same steps differ."""
-        differences = [abs(a - b) for a, b in zip(one["losses"][other["first_step"] - one["first_step"] :], other["losses"])]
+        differences = [
+            abs(a - b) for a, b in zip(one["losses"][other["first_step"] - one["first_step"] :], other["losses"])
+        ]
         comparisons = self.result.values.get("comparisons", {})
         comparisons[name] = {"first_loss_differs_by": differences[0], "losses_differ_by": max(differences), **values}
         self.result.add(comparisons=comparisons)
@@ -350,9 +404,16 @@ class Bench:
 def prepare(case: Case, result: Result, source: str = "") -> Bench:
     """Plan as a notebook does, try the loss head, build the model (or load it from the folder `source`), hold the process to the size."""
     gpu = planned_card(case)
-    result.add(outside_at_first_mib=outside_pytorch(), expandable=gpu.expandable, planned_gib=round(gpu.free_bytes / GIB, 2))
-    config = TrainConfig(max_length=case.max_length, effective_batch_size=EFFECTIVE_BATCH, max_steps=case.steps, evaluations=2,
-                         early_stopping_patience=0)  # fmt: skip
+    result.add(
+        outside_at_first_mib=outside_pytorch(), expandable=gpu.expandable, planned_gib=round(gpu.free_bytes / GIB, 2)
+    )
+    config = TrainConfig(
+        max_length=case.max_length,
+        effective_batch_size=EFFECTIVE_BATCH,
+        max_steps=case.steps,
+        evaluations=2,
+        early_stopping_patience=0,
+    )
     plan = training.with_working_head(config, make_plan(config, gpu, source or CATALOG[case.model]))
     use_attention_of(gpu)
     if source:
@@ -364,8 +425,11 @@ def prepare(case: Case, result: Result, source: str = "") -> Bench:
         bench.plan_with(**case.forced)
     config.eval_examples = 2 * bench.plan.eval_batch
     hold_to(gpu.free_bytes)
-    result.add(plan={name: getattr(bench.plan, name) for name in PLANNED}, planned_seconds_per_step=bench.plan.seconds_per_step,
-               attention=kernels())  # fmt: skip
+    result.add(
+        plan={name: getattr(bench.plan, name) for name in PLANNED},
+        planned_seconds_per_step=bench.plan.seconds_per_step,
+        attention=kernels(),
+    )
     return bench
 
 
@@ -380,7 +444,9 @@ def probe(case: Case, result: Result) -> None:
     dry_run(Step(model=shape.to_config(), micro_batch=1, seq_len=64))
     result.add(dry_run_took_mib=mib(before - torch.cuda.mem_get_info()[0]), flash=card.flash)
     began = time.perf_counter()
-    result.add(triton_works=triton_works(), loss_head=working_head(), triton_seconds=round(time.perf_counter() - began, 1))
+    result.add(
+        triton_works=triton_works(), loss_head=working_head(), triton_seconds=round(time.perf_counter() - began, 1)
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = shape.to_config()
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -392,9 +458,14 @@ def probe(case: Case, result: Result) -> None:
     held, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
     returned = release_last_model()  # although `bench` still names the model
     empty()
-    result.add(release={"returned_mib": mib(returned), "allocated_before_mib": mib(held),
-                        "allocated_after_mib": mib(torch.cuda.memory_allocated()),
-                        "driver_got_back_mib": mib(torch.cuda.mem_get_info()[0] - free)})  # fmt: skip
+    result.add(
+        release={
+            "returned_mib": mib(returned),
+            "allocated_before_mib": mib(held),
+            "allocated_after_mib": mib(torch.cuda.memory_allocated()),
+            "driver_got_back_mib": mib(torch.cuda.mem_get_info()[0] - free),
+        }
+    )
 
 
 def train(case: Case, result: Result) -> None:
@@ -431,7 +502,13 @@ def train_in(bench: Bench, name: str, size: float, whole: dict[str, Any]) -> Non
     """
     changes: list[dict[str, Any]] = []
     hold_to(int(size * MIB))
-    bench.compare(name, whole, bench.train(name, evaluated=False, on_less_memory=changes.append), changes=changes, held_to_mib=size)
+    bench.compare(
+        name,
+        whole,
+        bench.train(name, evaluated=False, on_less_memory=changes.append),
+        changes=changes,
+        held_to_mib=size,
+    )
     if not changes:
         raise RuntimeError(f"{size:.0f} MiB were enough, so no step had to be done again")
 

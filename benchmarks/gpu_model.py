@@ -24,9 +24,7 @@ DEVICE = "cuda"
 SPREAD = 0.02  # standard deviation of the weights: activations of a 32-layer model then stay far below fp16's 65504
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WORDS = [f"word{n}" for n in range(400)]  # one token each
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<s> {{ message['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
-)
+CHAT_TEMPLATE = "{% for message in messages %}<s> {{ message['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
 TEMPLATE_TOKENS = 3  # what it adds to one message and the beginning of an answer
 
 
@@ -41,8 +39,9 @@ def random_model(shape: ModelShape, dtype: torch.dtype) -> PreTrainedModel:
     _quantize_linear_layers(model, dtype, numbers)
     _fill_the_rest(model, numbers)
     model.is_loaded_in_4bit, model.quantization_method = True, QuantizationMethod.BITS_AND_BYTES
-    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                                          bnb_4bit_compute_dtype=dtype)  # fmt: skip
+    model.config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
     keep_weights_trainable(model)
     count_as_free(model)
     return model.eval()
@@ -67,13 +66,27 @@ def _quantize_linear_layers(model: PreTrainedModel, dtype: torch.dtype, numbers:
         for name, linear in list(parent.named_children()):
             if type(linear) is not torch.nn.Linear or name == "lm_head":
                 continue
-            new = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype,
-                                    compress_statistics=True, quant_type="nf4", device="meta")  # fmt: skip
-            new.weight = bnb.nn.Params4bit(_random(linear.weight.shape, dtype, numbers), requires_grad=False, quant_type="nf4",
-                                           compress_statistics=True, module=new)  # fmt: skip
+            new = bnb.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                compute_dtype=dtype,
+                compress_statistics=True,
+                quant_type="nf4",
+                device="meta",
+            )
+            new.weight = bnb.nn.Params4bit(
+                _random(linear.weight.shape, dtype, numbers),
+                requires_grad=False,
+                quant_type="nf4",
+                compress_statistics=True,
+                module=new,
+            )
             new.weight = new.weight._quantize(DEVICE)
             if linear.bias is not None:
-                new.bias = torch.nn.Parameter(torch.zeros(linear.out_features, dtype=dtype, device=DEVICE), requires_grad=False)
+                new.bias = torch.nn.Parameter(
+                    torch.zeros(linear.out_features, dtype=dtype, device=DEVICE), requires_grad=False
+                )
             setattr(parent, name, new)
 
 
@@ -102,7 +115,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

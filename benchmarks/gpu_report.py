@@ -26,7 +26,11 @@ SAME_CASE = ("step", "kind", "model", "gib", "fp16", "head", "forced", "expandab
 def read() -> list[Line]:
     """The last line of each case, in the order in which cases were first measured."""
     text = RECORD.read_text(encoding="utf-8") if RECORD.is_file() else ""
-    return list({json.dumps([line.get(name) for name in SAME_CASE]): line for line in map(json.loads, text.splitlines())}.values())
+    return list(
+        {
+            json.dumps([line.get(name) for name in SAME_CASE]): line for line in map(json.loads, text.splitlines())
+        }.values()
+    )
 
 
 # ------------------------------------------------------------------------------------------- one sentence for each row
@@ -43,13 +47,20 @@ def span(values: list[float], form: Callable[[float], str]) -> str:
 
 def runs(lines: list[Line], ending: str) -> list[Line]:
     """Recorded parts of cases whose name is or ends with `ending`."""
-    return [run for line in lines for name, run in line.get("runs", {}).items() if name == ending or name.endswith(f": {ending}")]
+    return [
+        run
+        for line in lines
+        for name, run in line.get("runs", {}).items()
+        if name == ending or name.endswith(f": {ending}")
+    ]
 
 
 def against_prediction(found: list[Line]) -> str:
     """How far reserved memory is from what the dry run predicted: + means that more was needed."""
     differences = [
-        run["measured_reserved_mib"] / run["predicted_reserved_mib"] - 1 for run in found if run["predicted_reserved_mib"]
+        run["measured_reserved_mib"] / run["predicted_reserved_mib"] - 1
+        for run in found
+        if run["predicted_reserved_mib"]
     ]
     return f"{span(differences, percent)} ({len(differences)} measured)" if differences else ""
 
@@ -72,12 +83,18 @@ def context(lines: list[Line]) -> str:
 
 
 def triton(lines: list[Line]) -> str:
-    return "; ".join("it works" if line["triton_works"] else "it does not work" for line in lines if "triton_works" in line)
+    return "; ".join(
+        "it works" if line["triton_works"] else "it does not work" for line in lines if "triton_works" in line
+    )
 
 
 def outside(lines: list[Line]) -> str:
-    grown = [run["outside_after_mib"] - line["outside_at_first_mib"] for line in lines for run in runs([line], "training")
-             if "outside_after_mib" in run]  # fmt: skip
+    grown = [
+        run["outside_after_mib"] - line["outside_at_first_mib"]
+        for line in lines
+        for run in runs([line], "training")
+        if "outside_after_mib" in run
+    ]
     return f"{span(grown, '{:.0f}'.format)} MiB" if grown else ""
 
 
@@ -100,7 +117,9 @@ def as_a_t4(lines: list[Line]) -> str:
 def compared(name: str) -> Callable[[list[Line]], str]:
     def sentence(lines: list[Line]) -> str:
         found = [line["comparisons"][name] for line in lines if name in line.get("comparisons", {})]
-        changed = [f"{key} {value}" for one in found for change in one.get("changes", []) for key, value in change.items()]
+        changed = [
+            f"{key} {value}" for one in found for change in one.get("changes", []) for key, value in change.items()
+        ]
         differs = f"losses differ by at most {max(one['losses_differ_by'] for one in found):.2g}" if found else ""
         return "; ".join([*dict.fromkeys(changed), differs]) if found else ""
 
@@ -111,8 +130,10 @@ def at_a_time(batch: int) -> Callable[[list[Line]], str]:
     def sentence(lines: list[Line]) -> str:
         return "; ".join(
             f"{line['model']}: {run['measured_reserved_mib']:,.0f} MiB, {run['tokens_per_second']:.0f} tokens/s"
-            for line in lines for run in runs([line], f"{batch} prompts") if "tokens_per_second" in run
-        )  # fmt: skip
+            for line in lines
+            for run in runs([line], f"{batch} prompts")
+            if "tokens_per_second" in run
+        )
 
     return sentence
 
@@ -123,21 +144,32 @@ ROWS: dict[str, tuple[Which, Callable[[list[Line]], str]]] = {
     "memory that a dry run takes on the card": (lambda line: line["step"] == "probe", context),
     "Triton's loss head": (lambda line: line["step"] == "probe", triton),
     "a loaded model, released": (lambda line: line["step"] == "probe", released),
-    "training in bf16, 8 and 12 GiB: reserved memory against prediction": (lambda line: line["step"] == "bf16", memory("training")),
+    "training in bf16, 8 and 12 GiB: reserved memory against prediction": (
+        lambda line: line["step"] == "bf16",
+        memory("training"),
+    ),
     "evaluation: the same": (lambda line: line["kind"] == "training", memory("evaluation")),
     "generation: the same": (lambda line: line["kind"] == "training", memory("generation")),
-    "driver memory outside PyTorch: growth from the first context to the end of training":
-        (lambda line: line["kind"] in ("probe", "training"), outside),
+    "driver memory outside PyTorch: growth from the first context to the end of training": (
+        lambda line: line["kind"] in ("probe", "training"),
+        outside,
+    ),
     "training in fp16 as on a T4, 14.56 GiB": (lambda line: line["step"] == "fp16", as_a_t4),
-    "out of memory in a step: done again in smaller pieces": (lambda line: line["kind"] == "replay", compared("with too little room")),
-    "out of memory with one example at a time": (lambda line: line["kind"] == "offload", compared("with too little room")),
+    "out of memory in a step: done again in smaller pieces": (
+        lambda line: line["kind"] == "replay",
+        compared("with too little room"),
+    ),
+    "out of memory with one example at a time": (
+        lambda line: line["kind"] == "offload",
+        compared("with too little room"),
+    ),
     "activations planned to wait in host memory": (lambda line: line["kind"] == "offload", compared("in host memory")),
     "a checkpoint made in fp16, continued in fp16": (lambda line: line["step"] == "resume", compared("fp16 in fp16")),
     "a checkpoint made in fp16, continued in bf16": (lambda line: line["step"] == "resume", compared("fp16 in bf16")),
     "generation, 8 prompts at a time": (lambda line: line["step"] == "generate", at_a_time(8)),
     "generation, 48 prompts at a time": (lambda line: line["step"] == "generate", at_a_time(48)),
     "training without expandable segments, as on Windows": (lambda line: line["step"] == "plain", memory("training")),
-}  # fmt: skip
+}
 
 
 def row(what: str, which: Which, sentence: Callable[[list[Line]], str], lines: list[Line]) -> str:

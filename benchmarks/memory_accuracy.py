@@ -34,8 +34,15 @@ GRID_MODELS = [
     "Llama-2-13b-chat-hf",
 ]
 GRID_TOKENS = [512, 1024, 2048, 4096, 8192]
-PLANS = [("T4", "Llama-3.2-1B-Instruct"), ("T4", "Llama-3.1-8B-Instruct"), ("T4", "Llama-2-13b-chat-hf"), ("RTX 4060", "Llama-3.2-3B-Instruct"),
-         ("RTX 4060", "Llama-3.1-8B-Instruct"), ("RTX 3060", "Llama-2-13b-chat-hf"), ("RTX 4070 Ti SUPER", "Llama-2-13b-chat-hf")]  # fmt: skip
+PLANS = [
+    ("T4", "Llama-3.2-1B-Instruct"),
+    ("T4", "Llama-3.1-8B-Instruct"),
+    ("T4", "Llama-2-13b-chat-hf"),
+    ("RTX 4060", "Llama-3.2-3B-Instruct"),
+    ("RTX 4060", "Llama-3.1-8B-Instruct"),
+    ("RTX 3060", "Llama-2-13b-chat-hf"),
+    ("RTX 4070 Ti SUPER", "Llama-2-13b-chat-hf"),
+]
 
 
 def mean(values: list[float]) -> float:
@@ -50,8 +57,11 @@ def t4() -> dict[str, tuple[float, float]]:
         result = dry_run(step_from_row(row))
         for kind, values in errors.items():
             values.append(getattr(result, kind) / MIB / float(row[f"measured_peak_{kind}_mib"]) - 1)
-        print(f"  {row['model']:<28}{row['base_weights']:<6}{row['attention']:<16}{row['batch_size']:>3} x {row['seq_len']:<6}"
-              f"allocated {errors['allocated'][-1]:+7.2%}   reserved {errors['reserved'][-1]:+7.2%}", flush=True)  # fmt: skip
+        print(
+            f"  {row['model']:<28}{row['base_weights']:<6}{row['attention']:<16}{row['batch_size']:>3} x {row['seq_len']:<6}"
+            f"allocated {errors['allocated'][-1]:+7.2%}   reserved {errors['reserved'][-1]:+7.2%}",
+            flush=True,
+        )
     for kind, values in errors.items():
         print(f"T4, {len(rows)} rows, {kind}: mean {mean(values):.2%}, worst {max(values, key=abs):+.2%}")
     return {kind: (mean(values), max(values, key=abs)) for kind, values in errors.items()}
@@ -65,13 +75,24 @@ def grid(models: list[str] = GRID_MODELS, tokens: list[int] = GRID_TOKENS) -> li
         for checkpointing in ("on", "selective", "off"):
             for count in tokens:
                 micro_batch, seq_len = max(1, count // 1024), min(count, 1024)
-                step = Step(shape.to_config(), micro_batch, seq_len, checkpointing=checkpointing, masked=micro_batch > 1,
-                            attention="efficient" if micro_batch > 1 else "flash")  # fmt: skip
+                step = Step(
+                    shape.to_config(),
+                    micro_batch,
+                    seq_len,
+                    checkpointing=checkpointing,
+                    masked=micro_batch > 1,
+                    attention="efficient" if micro_batch > 1 else "flash",
+                )
                 exact = dry_run(step).live_peak
-                formula = estimate(shape, micro_batch, seq_len, checkpointing=checkpointing, attention=step.attention, on_gpu=False)
+                formula = estimate(
+                    shape, micro_batch, seq_len, checkpointing=checkpointing, attention=step.attention, on_gpu=False
+                )
                 errors.append(formula.total_bytes / exact - 1)
-                print(f"  {name:<28}checkpointing {checkpointing:<10}{count:>6} tokens: dry run {exact / GIB:6.2f}, "
-                      f"formula {formula.total_bytes / GIB:6.2f} GiB, {errors[-1]:+.2%}", flush=True)  # fmt: skip
+                print(
+                    f"  {name:<28}checkpointing {checkpointing:<10}{count:>6} tokens: dry run {exact / GIB:6.2f}, "
+                    f"formula {formula.total_bytes / GIB:6.2f} GiB, {errors[-1]:+.2%}",
+                    flush=True,
+                )
     print(
         f"formula against dry run, {len(errors)} points: mean {mean(errors):.2%}, lowest {min(errors):+.2%}, highest {max(errors):+.2%}"
     )
@@ -90,8 +111,10 @@ def speed() -> tuple[float, float]:
     ratios = [real / best for real, best in zip(measured, ideal)]
     factor = statistics.median(ratios)
     errors = [factor * best / real - 1 for real, best in zip(measured, ideal)]
-    print(f"T4 step times: factor {factor:.2f} (ratios {min(ratios):.2f} to {max(ratios):.2f}); with it, error mean {mean(errors):.0%}, "
-          f"worst {max(errors, key=abs):+.0%}")  # fmt: skip
+    print(
+        f"T4 step times: factor {factor:.2f} (ratios {min(ratios):.2f} to {max(ratios):.2f}); with it, error mean {mean(errors):.0%}, "
+        f"worst {max(errors, key=abs):+.0%}"
+    )
     return factor, mean(errors)
 
 
@@ -109,20 +132,42 @@ LEGACY = [
 def legacy() -> int:
     """How many of the published verdicts the dry run gives too, with full logits, fp32 upcast and AdamW in fp32."""
     shapes = {"13B": CATALOG["Llama-2-13b-chat-hf"].shape}
-    shapes["7B"] = replace(shapes["13B"], hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-                           num_key_value_heads=32)  # fmt: skip
+    shapes["7B"] = replace(
+        shapes["13B"],
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    )
     agreed = 0
     for size, words, seq_len, settings, published in LEGACY:
-        step = Step(shapes[size].to_config(), 1, seq_len, dtype="float16", attention="eager", loss_head="full", fp32_upcast=True,
-                    optimizer="adamw_torch", autocast=True, r=8, target_modules=["q_proj", "v_proj"], **settings)  # fmt: skip
+        step = Step(
+            shapes[size].to_config(),
+            1,
+            seq_len,
+            dtype="float16",
+            attention="eager",
+            loss_head="full",
+            fp32_upcast=True,
+            optimizer="adamw_torch",
+            autocast=True,
+            r=8,
+            target_modules=["q_proj", "v_proj"],
+            **settings,
+        )
         need = dry_run(step).reserved + CUDA_CONTEXT
         fits = need <= KNOWN_GPUS["T4"].total_bytes
         agreed += fits == published
-        print(f"  LLaMA {size:<4}{words:<42}{seq_len:>5} tokens: {need / GIB:5.1f} GiB, we say {'fits' if fits else 'OOM':<5}"
-              f"published {'fits' if published else 'OOM':<5}{'' if fits == published else '  <-- differs'}")  # fmt: skip
+        print(
+            f"  LLaMA {size:<4}{words:<42}{seq_len:>5} tokens: {need / GIB:5.1f} GiB, we say {'fits' if fits else 'OOM':<5}"
+            f"published {'fits' if published else 'OOM':<5}{'' if fits == published else '  <-- differs'}"
+        )
     print(f"legacy table: {agreed} of {len(LEGACY)} verdicts agree")
-    print("  Where we say fits and OOM was published: the step's own tensors leave gigabytes free, so what ran out was something else;\n"
-          "  the likeliest is loading, which in 2023 put whole shards in 16 bit on the card before quantising them (not verified).")  # fmt: skip
+    print(
+        "  Where we say fits and OOM was published: the step's own tensors leave gigabytes free, so what ran out was something else;\n"
+        "  the likeliest is loading, which in 2023 put whole shards in 16 bit on the card before quantising them (not verified)."
+    )
     return agreed
 
 
@@ -134,8 +179,10 @@ def plans() -> float:
         started = time.perf_counter()
         try:
             plan = make_plan(config, KNOWN_GPUS[card], CATALOG[name])
-            words = (f"micro-batch {plan.micro_batch} x {plan.accumulation}, {plan.seq_len} tokens, checkpointing {plan.checkpointing}"
-                     f"{', offload' if plan.offload else ''}, {plan.peak_bytes / GIB:.1f} GiB")  # fmt: skip
+            words = (
+                f"micro-batch {plan.micro_batch} x {plan.accumulation}, {plan.seq_len} tokens, checkpointing {plan.checkpointing}"
+                f"{', offload' if plan.offload else ''}, {plan.peak_bytes / GIB:.1f} GiB"
+            )
         except DoesNotFit as error:
             words = str(error)
         spent = time.perf_counter() - started

@@ -29,8 +29,15 @@ from helpers.weights import fetch_weights
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 EXAMPLES = 12
-LAYERS = {"q_proj": (1536, 1536), "k_proj": (256, 1536), "v_proj": (256, 1536), "o_proj": (1536, 1536), "gate_proj": (8960, 1536),
-          "up_proj": (8960, 1536), "down_proj": (1536, 8960)}  # fmt: skip
+LAYERS = {
+    "q_proj": (1536, 1536),
+    "k_proj": (256, 1536),
+    "v_proj": (256, 1536),
+    "o_proj": (1536, 1536),
+    "gate_proj": (8960, 1536),
+    "up_proj": (8960, 1536),
+    "down_proj": (1536, 8960),
+}
 
 
 # --------------------------------------------------------------------------------------------------------- answers
@@ -59,12 +66,19 @@ def quality(run: Run, folder: Path, examples: int = EXAMPLES) -> pd.DataFrame:
         model = load_adapter(run.adapter, model) if adapter else model
         if asked is None:
             answers = generate(model, tokenizer, list(validation["prompt"]), max_new_tokens=80)
-            asked = [{"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
-                     for prompt, text in zip(validation["prompt"], answers)]  # fmt: skip
+            asked = [
+                {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+                for prompt, text in zip(validation["prompt"], answers)
+            ]
         tokens = greedy_tokens(model, tokenizer, Dataset.from_list(asked))
         wanted = wanted or tokens
-        rows.append({"model": name, "validation loss": mean_loss(answer_losses(model, tokenizer, validation)),
-                     "greedy tokens equal": agreement(tokens, wanted)})  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "validation loss": mean_loss(answer_losses(model, tokenizer, validation)),
+                "greedy tokens equal": agreement(tokens, wanted),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -113,8 +127,13 @@ def memory(folder: Path, layers: int, shard_bytes: int) -> tuple[int, int, int]:
 def make_large(folder: Path, layers: int) -> Path:
     """A checkpoint with the layers of a 1.5B model (94 MB each in bf16) and an adapter for it; returns the adapter's folder."""
     folder.mkdir(parents=True)
-    LlamaConfig(hidden_size=1536, intermediate_size=8960, num_hidden_layers=layers, num_attention_heads=12,
-                num_key_value_heads=2).save_pretrained(folder)  # fmt: skip
+    LlamaConfig(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+    ).save_pretrained(folder)
     learned, weight_map = {}, {}
     for layer in range(layers):
         block = {}
@@ -138,10 +157,16 @@ def main() -> None:
         if sys.argv[1:] == ["--memory"]:
             for layers in (11, 42):
                 size, own, with_files = memory(Path(scratch), layers, 500_000_000)
-                print(f"{size / 1e9:.1f} GB in shards of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports "
-                      f"({with_files / 1e9:.2f} GB with pages of mapped files)")  # fmt: skip
+                print(
+                    f"{size / 1e9:.1f} GB in shards of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports "
+                    f"({with_files / 1e9:.2f} GB with pages of mapped files)"
+                )
         elif len(sys.argv) == 2:
-            print(quality(Run.load(sys.argv[1]), Path(scratch) / "merged").to_string(index=False, float_format="{:.4f}".format))
+            print(
+                quality(Run.load(sys.argv[1]), Path(scratch) / "merged").to_string(
+                    index=False, float_format="{:.4f}".format
+                )
+            )
         else:
             sys.exit(__doc__)
 

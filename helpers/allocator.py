@@ -62,7 +62,9 @@ class CachingAllocator:
         """
         size = max(ROUNDING, _round_up(size, ROUNDING))
         pool = "small" if size <= SMALL_REQUEST else "large"
-        block = self._best_fit(pool, size) or (self._grow(pool, size) if self.expandable else self._new_segment(pool, size))
+        block = self._best_fit(pool, size) or (
+            self._grow(pool, size) if self.expandable else self._new_segment(pool, size)
+        )
         rest = block.size - size
         if rest >= ROUNDING if pool == "small" or self.expandable else rest > SMALL_REQUEST:
             self._split(block, size)
@@ -141,8 +143,10 @@ class CachingAllocator:
         if self.capacity is not None and self.reserved + size > self.capacity:
             self.release_unused_segments()
             if self.reserved + size > self.capacity:
-                raise OutOfMemory(f"{size / MIB:.0f} MiB more than the {self.reserved / MIB:.0f} MiB already reserved do not fit "
-                                  f"into {self.capacity / MIB:.0f} MiB")  # fmt: skip
+                raise OutOfMemory(
+                    f"{size / MIB:.0f} MiB more than the {self.reserved / MIB:.0f} MiB already reserved do not fit "
+                    f"into {self.capacity / MIB:.0f} MiB"
+                )
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
 
@@ -182,6 +186,8 @@ def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def replay(trace: Iterable[tuple[Hashable, int]], capacity: int | None = None, expandable: bool = False) -> CachingAllocator:
+def replay(
+    trace: Iterable[tuple[Hashable, int]], capacity: int | None = None, expandable: bool = False
+) -> CachingAllocator:
     """Run a trace of (name, bytes) through a fresh allocator."""
     return CachingAllocator(capacity, expandable).run(trace)

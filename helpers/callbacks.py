@@ -51,7 +51,9 @@ class HistoryWriter(TrainerCallback):
         self.started_at = 0.0
         self.peak_bytes = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         done = state.global_step
         kept = [event for event in self.run.history if done and event["step"] <= done and "train_runtime" not in event]
         self.run.history[:] = kept
@@ -67,7 +69,10 @@ class HistoryWriter(TrainerCallback):
         self.peak_bytes = max(self.peak_bytes, peak_memory())
         event = {"step": state.global_step, **logs}
         event |= {"seconds": round(time.monotonic() - self.started_at, 3), "peak_bytes": self.peak_bytes}
-        event = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in event.items()}
+        event = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in event.items()
+        }
         self.run.history.append(event)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
@@ -91,7 +96,9 @@ class CheckpointKeeper(TrainerCallback):
         self.run = run
         self.second_place = second_place  # the folder of this run there
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         best = checkpoints.best_checkpoint(self.run.folder, state.best_global_step)
         state.best_model_checkpoint = str(best) if best else None  # the path on this machine
 
@@ -119,7 +126,12 @@ class LossGuard(TrainerCallback):
         self.skipped = 0
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         self.skipped = self.skipped + 1 if getattr(optimizer, "step_was_skipped", False) else 0
         if self.skipped >= SKIPPED_STEPS_IN_A_ROW:
@@ -128,10 +140,17 @@ class LossGuard(TrainerCallback):
             )
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
     ) -> None:
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
-            raise TrainingStopped(f"The validation loss at step {state.global_step} is not a number. {self.likely_cause}")
+            raise TrainingStopped(
+                f"The validation loss at step {state.global_step} is not a number. {self.likely_cause}"
+            )
 
 
 class SpillWarning(TrainerCallback):
@@ -148,13 +167,19 @@ class SpillWarning(TrainerCallback):
         self.watching = windows
         self.step_began = 0.0
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.step_began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         seconds = time.monotonic() - self.step_began
         allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        slow = self.planned_seconds is not None and state.global_step > 2 and seconds > SPILL_SLOWDOWN * self.planned_seconds
+        slow = (
+            self.planned_seconds is not None
+            and state.global_step > 2
+            and seconds > SPILL_SLOWDOWN * self.planned_seconds
+        )
         if self.watching and (allocated > self.free_bytes or slow):
             self.watching = False
             why = (
@@ -193,7 +218,10 @@ class StopButton(TrainerCallback):
         self.presses += 1
         if self.presses > 1:
             raise KeyboardInterrupt
-        print("\nStopping: this step is finished, measured and saved first. Press stop again to stop at once.", file=sys.stderr)
+        print(
+            "\nStopping: this step is finished, measured and saved first. Press stop again to stop at once.",
+            file=sys.stderr,
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.presses and state.global_step < state.max_steps:

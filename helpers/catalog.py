@@ -148,72 +148,164 @@ class BaseModel:
         return self.id.split("/")[-1]
 
 
-_LLAMA = ModelShape("llama", 2048, 8192, 16, 32, 8, 64, 128256, True, 131072)  # Llama-3.2-1B; others are given as differences
+_LLAMA = ModelShape(
+    "llama", 2048, 8192, 16, 32, 8, 64, 128256, True, 131072
+)  # Llama-3.2-1B; others are given as differences
 _QWEN2 = ModelShape("qwen2", 1536, 8960, 28, 12, 2, 128, 151936, True, 32768)  # Qwen2.5-1.5B
 _QWEN3 = ModelShape("qwen3", 2048, 6144, 28, 16, 8, 128, 151936, True, 40960)  # Qwen3-1.7B
 _SMOL = ModelShape("llama", 576, 1536, 30, 9, 3, 64, 49152, True, 8192)  # SmolLM2-135M
 
 
 # Where a licence or its gating was read. (The Hub's own model cards could not be asked when this was written.)
-_QWEN25_LICENCE = {"licence": "Apache-2.0", "licence_source": "README of github.com/QwenLM/Qwen2.5: all sizes but 3B and 72B"}
-_QWEN3_LICENCE = {"licence": "Apache-2.0", "licence_source": "README of github.com/QwenLM/Qwen3: all open-weight models"}
+_QWEN25_LICENCE = {
+    "licence": "Apache-2.0",
+    "licence_source": "README of github.com/QwenLM/Qwen2.5: all sizes but 3B and 72B",
+}
+_QWEN3_LICENCE = {
+    "licence": "Apache-2.0",
+    "licence_source": "README of github.com/QwenLM/Qwen3: all open-weight models",
+}
 _META = "README of github.com/meta-llama/llama-models"
 
 
 def _llama_licence(version: str) -> dict[str, Any]:
-    return {"licence": f"Llama {version} Community License", "licence_source": _META, "gated": True, "gating_source": _META}
+    return {
+        "licence": f"Llama {version} Community License",
+        "licence_source": _META,
+        "gated": True,
+        "gating_source": _META,
+    }
 
 
 def _rows() -> list[BaseModel]:
     shape = replace
     recorded, counted = "recorded T4 runs", "published LoRA parameter count"
     return [
-        BaseModel(EMBEDDED_MODEL, _SMOL, "its GGUF file", "Apache-2.0", "its GGUF file",
-                  gating_source="comes from the package index"),
-        BaseModel("HuggingFaceTB/SmolLM2-360M-Instruct",
-                  shape(_SMOL, hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15,
-                        num_key_value_heads=5)),
-        BaseModel("Qwen/Qwen2.5-0.5B-Instruct",
-                  shape(_QWEN2, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-                        head_dim=64), **_QWEN25_LICENCE),
-        BaseModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-                  ModelShape("llama", 2048, 5632, 22, 32, 4, 64, 32000, False, 2048)),
+        BaseModel(
+            EMBEDDED_MODEL,
+            _SMOL,
+            "its GGUF file",
+            "Apache-2.0",
+            "its GGUF file",
+            gating_source="comes from the package index",
+        ),
+        BaseModel(
+            "HuggingFaceTB/SmolLM2-360M-Instruct",
+            shape(
+                _SMOL,
+                hidden_size=960,
+                intermediate_size=2560,
+                num_hidden_layers=32,
+                num_attention_heads=15,
+                num_key_value_heads=5,
+            ),
+        ),
+        BaseModel(
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            shape(
+                _QWEN2,
+                hidden_size=896,
+                intermediate_size=4864,
+                num_hidden_layers=24,
+                num_attention_heads=14,
+                head_dim=64,
+            ),
+            **_QWEN25_LICENCE,
+        ),
+        BaseModel(
+            "TinyLlama/TinyLlama-1.1B-Chat-v1.0", ModelShape("llama", 2048, 5632, 22, 32, 4, 64, 32000, False, 2048)
+        ),
         BaseModel("meta-llama/Llama-3.2-1B-Instruct", _LLAMA, counted, **_llama_licence("3.2")),
         BaseModel("Qwen/Qwen2.5-1.5B-Instruct", _QWEN2, recorded, **_QWEN25_LICENCE),
-        BaseModel("HuggingFaceTB/SmolLM2-1.7B-Instruct",
-                  ModelShape("llama", 2048, 8192, 24, 32, 32, 64, 49152, True, 8192), recorded),
+        BaseModel(
+            "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+            ModelShape("llama", 2048, 8192, 24, 32, 32, 64, 49152, True, 8192),
+            recorded,
+        ),
         BaseModel("Qwen/Qwen3-1.7B", _QWEN3, **_QWEN3_LICENCE),
-        BaseModel("google/gemma-2-2b-it",
-                  ModelShape("gemma2", 2304, 9216, 26, 8, 4, 256, 256000, True, 8192),
-                  licence="Gemma terms of use", licence_source="https://ai.google.dev/gemma/terms", gated=True,
-                  gating_source="notice above the model cards of google/gemma"),
+        BaseModel(
+            "google/gemma-2-2b-it",
+            ModelShape("gemma2", 2304, 9216, 26, 8, 4, 256, 256000, True, 8192),
+            licence="Gemma terms of use",
+            licence_source="https://ai.google.dev/gemma/terms",
+            gated=True,
+            gating_source="notice above the model cards of google/gemma",
+        ),
         BaseModel("HuggingFaceTB/SmolLM3-3B", ModelShape("smollm3", 2048, 11008, 36, 16, 4, 128, 128256, True, 65536)),
-        BaseModel("meta-llama/Llama-3.2-3B-Instruct",
-                  shape(_LLAMA, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128),
-                  counted, **_llama_licence("3.2")),
-        BaseModel("microsoft/Phi-3.5-mini-instruct", ModelShape("phi3", 3072, 8192, 32, 32, 32, 96, 32064, False, 131072)),
-        BaseModel("Qwen/Qwen3-4B",
-                  shape(_QWEN3, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
-                  counted, **_QWEN3_LICENCE),
-        BaseModel("mistralai/Mistral-7B-Instruct-v0.3",
-                  ModelShape("mistral", 4096, 14336, 32, 32, 8, 128, 32768, False, 32768),
-                  licence="Apache-2.0", licence_source="its model card, as copies of it on the Hub repeat it",
-                  prequantised="unsloth/mistral-7b-instruct-v0.3-bnb-4bit"),
-        BaseModel("Qwen/Qwen2.5-7B-Instruct",
-                  ModelShape("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False, 32768), f"{counted}, {recorded}",
-                  **_QWEN25_LICENCE, prequantised="unsloth/Qwen2.5-7B-Instruct-bnb-4bit"),
-        BaseModel("meta-llama/Llama-3.1-8B-Instruct",
-                  shape(_LLAMA, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, head_dim=128,
-                        tie_word_embeddings=False), counted, **_llama_licence("3.1")),
-        BaseModel("Qwen/Qwen3-8B",
-                  shape(_QWEN3, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
-                        tie_word_embeddings=False), **_QWEN3_LICENCE),
-        BaseModel("meta-llama/Llama-2-13b-chat-hf",
-                  ModelShape("llama", 5120, 13824, 40, 40, 40, 128, 32000, False, 4096), **_llama_licence("2")),
-        BaseModel("Qwen/Qwen3-14B",
-                  shape(_QWEN3, hidden_size=5120, intermediate_size=17408, num_hidden_layers=40, num_attention_heads=40,
-                        tie_word_embeddings=False), counted, **_QWEN3_LICENCE, prequantised="unsloth/Qwen3-14B-bnb-4bit"),
-    ]  # fmt: skip
+        BaseModel(
+            "meta-llama/Llama-3.2-3B-Instruct",
+            shape(_LLAMA, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128),
+            counted,
+            **_llama_licence("3.2"),
+        ),
+        BaseModel(
+            "microsoft/Phi-3.5-mini-instruct", ModelShape("phi3", 3072, 8192, 32, 32, 32, 96, 32064, False, 131072)
+        ),
+        BaseModel(
+            "Qwen/Qwen3-4B",
+            shape(_QWEN3, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
+            counted,
+            **_QWEN3_LICENCE,
+        ),
+        BaseModel(
+            "mistralai/Mistral-7B-Instruct-v0.3",
+            ModelShape("mistral", 4096, 14336, 32, 32, 8, 128, 32768, False, 32768),
+            licence="Apache-2.0",
+            licence_source="its model card, as copies of it on the Hub repeat it",
+            prequantised="unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+        ),
+        BaseModel(
+            "Qwen/Qwen2.5-7B-Instruct",
+            ModelShape("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False, 32768),
+            f"{counted}, {recorded}",
+            **_QWEN25_LICENCE,
+            prequantised="unsloth/Qwen2.5-7B-Instruct-bnb-4bit",
+        ),
+        BaseModel(
+            "meta-llama/Llama-3.1-8B-Instruct",
+            shape(
+                _LLAMA,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                head_dim=128,
+                tie_word_embeddings=False,
+            ),
+            counted,
+            **_llama_licence("3.1"),
+        ),
+        BaseModel(
+            "Qwen/Qwen3-8B",
+            shape(
+                _QWEN3,
+                hidden_size=4096,
+                intermediate_size=12288,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                tie_word_embeddings=False,
+            ),
+            **_QWEN3_LICENCE,
+        ),
+        BaseModel(
+            "meta-llama/Llama-2-13b-chat-hf",
+            ModelShape("llama", 5120, 13824, 40, 40, 40, 128, 32000, False, 4096),
+            **_llama_licence("2"),
+        ),
+        BaseModel(
+            "Qwen/Qwen3-14B",
+            shape(
+                _QWEN3,
+                hidden_size=5120,
+                intermediate_size=17408,
+                num_hidden_layers=40,
+                num_attention_heads=40,
+                tie_word_embeddings=False,
+            ),
+            counted,
+            **_QWEN3_LICENCE,
+            prequantised="unsloth/Qwen3-14B-bnb-4bit",
+        ),
+    ]
 
 
 CATALOG: dict[str, BaseModel] = {row.short_name: row for row in _rows()}
@@ -236,8 +328,10 @@ def find_shape(model: str) -> ModelShape | None:
     if config is None:
         return None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
-        raise ConfigError(f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
-                          "such as those on the menu.")  # fmt: skip
+        raise ConfigError(
+            f"{model} is a {config.model_type} model, not a causal language model; choose one that continues text, "
+            "such as those on the menu."
+        )
     try:
         return ModelShape.from_config(config)
     except ValueError:

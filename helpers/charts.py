@@ -16,7 +16,12 @@ from matplotlib.figure import Figure
 
 from helpers.memory import GIB, MemoryEstimate
 
-TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"  # told apart in colour blindness and in grey
+TRAIN, VALIDATION, BEST, MUTED = (
+    "#4c78a8",
+    "#e45756",
+    "#2f7d4f",
+    "#7a7a7a",
+)  # told apart in colour blindness and in grey
 BINS = 40  # of the length histogram
 VERDICT_WIDTH = 92  # characters of a line above the chart
 
@@ -92,7 +97,9 @@ def comparison_chart(histories: dict[str, list[dict[str, Any]]]) -> Figure:
         axes.plot(steps, losses, color=colour, linewidth=1.8, marker=marker, markersize=5, label=label)
         trained = [point for point in zip(steps, losses) if point[0] > 0]
         if trained:
-            axes.scatter(*min(trained, key=lambda point: point[1]), s=170, facecolors="none", edgecolors=colour, linewidths=1.8)
+            axes.scatter(
+                *min(trained, key=lambda point: point[1]), s=170, facecolors="none", edgecolors=colour, linewidths=1.8
+            )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("validation loss per answer token")
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,7 +109,9 @@ def comparison_chart(histories: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def length_chart(token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = "") -> Figure:
+def length_chart(
+    token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = ""
+) -> Figure:
     """Histogram of tokens per example with a line at `max_length`, and what share of the examples it covers whole.
 
     Args:
@@ -112,16 +121,24 @@ def length_chart(token_lengths: Sequence[int], max_length: int, memory: dict[int
     from helpers.data.token_check import coverage  # here, because whoever has lengths has loaded the data rooms already
 
     figure = Figure(figsize=(7.2, 3.4 if memory is None else 5.4), dpi=110, layout="constrained")
-    panels = figure.subplots(1 if memory is None else 2, 1, squeeze=False, height_ratios=None if memory is None else (3, 2))
+    panels = figure.subplots(
+        1 if memory is None else 2, 1, squeeze=False, height_ratios=None if memory is None else (3, 2)
+    )
     axes = panels[0][0]
     right = max([max_length, *token_lengths]) * 1.05
     axes.hist(token_lengths, bins=BINS, range=(0, right), color=TRAIN, edgecolor="white", linewidth=0.4)
     axes.axvline(max_length, color=VALIDATION, linewidth=1.6, linestyle="--")
     axes.annotate(
         f"max_length {max_length:,} covers {_percent(coverage(token_lengths, max_length))} of your examples",
-        (max_length, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
-        ha="right" if max_length > 0.5 * right else "left", fontsize=9, color=VALIDATION, fontweight="bold",
-    )  # fmt: skip
+        (max_length, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right" if max_length > 0.5 * right else "left",
+        fontsize=9,
+        color=VALIDATION,
+        fontweight="bold",
+    )
     axes.set_xlabel("tokens per example, question and answer together")
     axes.set_ylabel("examples")
     axes.set_title(title, loc="left", fontsize=10.5, pad=18)
@@ -135,11 +152,18 @@ def length_chart(token_lengths: Sequence[int], max_length: int, memory: dict[int
 def _memory_panel(axes: Axes, coverage: Callable[[int], float], max_length: int, memory: dict[int, float]) -> None:
     """One bar per sequence length, labelled with what it costs and what it covers."""
     chosen = sorted(memory)
-    bars = axes.barh(range(len(chosen)), [memory[length] for length in chosen], height=0.66,
-                     color=[VALIDATION if length == max_length else MUTED for length in chosen])  # fmt: skip
+    bars = axes.barh(
+        range(len(chosen)),
+        [memory[length] for length in chosen],
+        height=0.66,
+        color=[VALIDATION if length == max_length else MUTED for length in chosen],
+    )
     covered = [_percent(coverage(length)) for length in chosen]
     axes.bar_label(
-        bars, [f"{memory[length]:.1f} GiB, covers {share}" for length, share in zip(chosen, covered)], padding=4, fontsize=8.5
+        bars,
+        [f"{memory[length]:.1f} GiB, covers {share}" for length, share in zip(chosen, covered)],
+        padding=4,
+        fontsize=8.5,
     )
     axes.set_yticks(range(len(chosen)), [f"{length:,}" for length in chosen])
     axes.invert_yaxis()
@@ -177,9 +201,15 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
     if validation:
         axes.plot(*zip(*validation), color=VALIDATION, linewidth=1.8, marker="o", markersize=5, label="validation loss")
         axes.annotate(
-            f"untrained model: {validation[0][1]:.2f}", (1, validation[0][1]), xycoords=("axes fraction", "data"), xytext=(-4, 4),
-            textcoords="offset points", ha="right", fontsize=8.5, color=MUTED,
-        )  # fmt: skip
+            f"untrained model: {validation[0][1]:.2f}",
+            (1, validation[0][1]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=MUTED,
+        )
         axes.axhline(validation[0][1], color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per answer token")
@@ -198,8 +228,16 @@ def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | N
 def _mark_best(axes: Axes, best: tuple[float, float], curves: list[list[tuple[float, float]]]) -> None:
     """A ring around the best point, and its name on that side of it where it hides the least of the curves."""
     axes.scatter(*zip(best), s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
-    label = axes.annotate(f"best: {best[1]:.2f} at step {best[0]:g}", best, xytext=(0, 0), textcoords="offset points", va="center",
-                          color=BEST, fontweight="bold", annotation_clip=False)  # fmt: skip
+    label = axes.annotate(
+        f"best: {best[1]:.2f} at step {best[0]:g}",
+        best,
+        xytext=(0, 0),
+        textcoords="offset points",
+        va="center",
+        color=BEST,
+        fontweight="bold",
+        annotation_clip=False,
+    )
     drawn = []  # every pixel or so of the curves
     for curve in filter(None, curves):
         steps = np.linspace(curve[0][0], curve[-1][0], 400)
@@ -220,14 +258,26 @@ def _mark_best(axes: Axes, best: tuple[float, float], curves: list[list[tuple[fl
 
 # One colour per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.
 PART_COLOURS = {
-    "base weights": "#3b5b92", "embeddings and norms": "#7195c9", "adapters (fp32)": "#4f9d8f", "optimizer": "#8cc5b5",
-    "gradients": "#c2dfb8", "CUDA and libraries": "#b5b5b5", "NCCL": "#d0d0d0",
-    "gradients on their way": "#a3cf9a", "layers gathered for use": "#5b7fb8", "saved activations": "#f2b84b", "one layer, recomputed": "#e8853d",
-    "backward pass": "#e8853d", "unpacked weights": "#c95d63", "loss head": "#8e4a7e",
-}  # fmt: skip
+    "base weights": "#3b5b92",
+    "embeddings and norms": "#7195c9",
+    "adapters (fp32)": "#4f9d8f",
+    "optimizer": "#8cc5b5",
+    "gradients": "#c2dfb8",
+    "CUDA and libraries": "#b5b5b5",
+    "NCCL": "#d0d0d0",
+    "gradients on their way": "#a3cf9a",
+    "layers gathered for use": "#5b7fb8",
+    "saved activations": "#f2b84b",
+    "one layer, recomputed": "#e8853d",
+    "backward pass": "#e8853d",
+    "unpacked weights": "#c95d63",
+    "loss head": "#8e4a7e",
+}
 
 
-def memory_chart(estimates: dict[str, MemoryEstimate], card_bytes: int | None = None, card_name: str = "this card") -> Figure:
+def memory_chart(
+    estimates: dict[str, MemoryEstimate], card_bytes: int | None = None, card_name: str = "this card"
+) -> Figure:
     """One stacked bar per estimate, its parts told apart by colour, against the line of what the card can give.
 
     Args:
@@ -236,7 +286,9 @@ def memory_chart(estimates: dict[str, MemoryEstimate], card_bytes: int | None = 
     """
     names = list(dict.fromkeys(part for estimate in estimates.values() for part in estimate.parts))
     names.sort(key=lambda part: list(PART_COLOURS).index(part) if part in PART_COLOURS else len(PART_COLOURS))
-    figure = Figure(figsize=(8.4, 1.5 + 0.42 * len(estimates) + 0.22 * -(-len(names) // 4)), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(8.4, 1.5 + 0.42 * len(estimates) + 0.22 * -(-len(names) // 4)), dpi=110, layout="constrained"
+    )
     axes = figure.add_subplot()
     longest = max([card_bytes or 0, *(estimate.total_bytes for estimate in estimates.values())]) / GIB
     for row, estimate in enumerate(estimates.values()):
@@ -257,12 +309,24 @@ def memory_chart(estimates: dict[str, MemoryEstimate], card_bytes: int | None = 
             left += width
         too_much = card_bytes is not None and estimate.total_bytes > card_bytes
         axes.text(
-            left + longest * 0.012, row, f"{left:.1f}", va="center", color=VALIDATION if too_much else "black", fontweight="bold"
+            left + longest * 0.012,
+            row,
+            f"{left:.1f}",
+            va="center",
+            color=VALIDATION if too_much else "black",
+            fontweight="bold",
         )
     if card_bytes is not None:
         axes.axvline(card_bytes / GIB, color="black", linewidth=1.4, linestyle="--")
-        axes.annotate(f"{card_name}: {card_bytes / GIB:.1f}", (card_bytes / GIB, 1.0), xycoords=("data", "axes fraction"), xytext=(-4, 4),
-                      textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+        axes.annotate(
+            f"{card_name}: {card_bytes / GIB:.1f}",
+            (card_bytes / GIB, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+        )
     axes.set_yticks(range(len(estimates)), list(estimates))
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.1)

@@ -119,7 +119,9 @@ def mirror(run_folder: Path, target: Path) -> None:
     """
     here = checkpoints_of(run_folder)
     items = [f"checkpoints/{folder.name}" for folder in whole(run_folder)]
-    items += [name for name in ("adapter", "history.jsonl", "run.json") if (run_folder / name).exists()]  # run.json comes last
+    items += [
+        name for name in ("adapter", "history.jsonl", "run.json") if (run_folder / name).exists()
+    ]  # run.json comes last
     for name in items:
         copied = target / name
         if name.startswith("checkpoints/") and is_whole(copied, read=False):

@@ -96,7 +96,9 @@ def compare_runs(runs: Iterable[Run | str | Path]) -> tuple[pd.DataFrame, Figure
                 "finished": run.finished,
             }
         )
-    labels = [", ".join(f"{field} = {run.settings.get(field)}" for field in differing) or run.folder.name for run in runs]
+    labels = [
+        ", ".join(f"{field} = {run.settings.get(field)}" for field in differing) or run.folder.name for run in runs
+    ]
     unique = [label if labels.count(label) == 1 else f"{label} ({run.folder.name})" for label, run in zip(labels, runs)]
     figure = comparison_chart({label: run.history for label, run in zip(unique, runs)})
     return pd.DataFrame(rows).round({"best validation loss": 3, "minutes": 2, "peak GiB": 2}), figure

@@ -53,7 +53,9 @@ def _newer_name(model: PreTrainedModel, what: str) -> Callable[..., None]:
 def get_checkpointing(model: Any) -> Mode:
     """The mode that the model's layers are in: read from the function that they will call, not from what was asked for."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    functions = [layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    functions = [
+        layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")
+    ]
     if not functions:
         return "off"
     return "selective" if all("context_fn" in getattr(function, "keywords", {}) for function in functions) else "on"
@@ -70,7 +72,12 @@ TRL_NAMES = {
 
 def missing_names() -> list[str]:
     """What this kit must find in TRL to know how its loss head works, and does not. Then all logits are computed at once instead."""
-    return [f"{module.__name__}.{name}" for module, names in TRL_NAMES.items() for name in names if not hasattr(module, name)]
+    return [
+        f"{module.__name__}.{name}"
+        for module, names in TRL_NAMES.items()
+        for name in names
+        if not hasattr(module, name)
+    ]
 
 
 def use_loss_head(head: str, tile: int) -> None:
@@ -109,7 +116,9 @@ def triton_works() -> bool:
             log_probs.sum().backward()
             answers.append((log_probs.detach(), leaf.grad))
         return all(torch.allclose(one, other, atol=1e-3) for one, other in zip(*answers))
-    except Exception:  # no card, a compiler, a driver, an instruction: whatever is missing, the torch path works without it
+    except (
+        Exception
+    ):  # no card, a compiler, a driver, an instruction: whatever is missing, the torch path works without it
         return False
     finally:
         trl_kernels._use_triton = before

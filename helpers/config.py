@@ -89,7 +89,10 @@ class TrainConfig:
                 f'gradient_checkpointing={self.gradient_checkpointing!r} must be "auto", "on" or "off".',
             ),
             (not 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout} must be at least 0 and below 1."),
-            (self.learning_rate <= 0, f"learning_rate={self.learning_rate} must be above 0; 2e-4 is a good start for LoRA."),
+            (
+                self.learning_rate <= 0,
+                f"learning_rate={self.learning_rate} must be above 0; 2e-4 is a good start for LoRA.",
+            ),
             (not 0 <= self.warmup_ratio < 1, f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1."),
             (
                 self.early_stopping_patience < 0,
@@ -101,11 +104,15 @@ class TrainConfig:
                 f"max_steps={self.max_steps} must be a number of steps, or -1 to go by epochs.",
             ),
             (
-                self.micro_batch_size < 0 or (self.micro_batch_size > 0 and self.effective_batch_size % self.micro_batch_size != 0),
+                self.micro_batch_size < 0
+                or (self.micro_batch_size > 0 and self.effective_batch_size % self.micro_batch_size != 0),
                 f"effective_batch_size={self.effective_batch_size} is not divisible by micro_batch_size={self.micro_batch_size}: "
                 "choose a divisor, or 0 to let the planner choose.",
             ),
-            *[(getattr(self, field) < 1, f"{field}={getattr(self, field)} must be at least 1.") for field in at_least_one],
+            *[
+                (getattr(self, field) < 1, f"{field}={getattr(self, field)} must be at least 1.")
+                for field in at_least_one
+            ],
         ]
         problems = [message for wrong, message in rules if wrong]
         if problems:

@@ -112,10 +112,19 @@ class Worker:
         """What the process misses in TRL (`helpers.compat.missing_names`): the first thing that it says."""
         if self._process is None or self._process.poll() is not None:
             root = Path(__file__).resolve().parent.parent
-            no_card = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # importing bitsandbytes would else take a context on the card
-            self._process = subprocess.Popen([sys.executable, "-m", "helpers.dryrun_worker"], cwd=root, text=True, encoding="utf-8",
-                                             env=no_card, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             stderr=subprocess.DEVNULL)  # fmt: skip
+            no_card = os.environ | {
+                "CUDA_VISIBLE_DEVICES": ""
+            }  # importing bitsandbytes would else take a context on the card
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "helpers.dryrun_worker"],
+                cwd=root,
+                text=True,
+                encoding="utf-8",
+                env=no_card,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
             self._missing = self._answer()["missing"]
         return self._missing
 
@@ -133,7 +142,9 @@ class Worker:
             raise
         if not answer:
             self.stop()
-            raise DryRunError("the dry run's process ended unexpectedly, perhaps for lack of memory; try again, or a smaller model")
+            raise DryRunError(
+                "the dry run's process ended unexpectedly, perhaps for lack of memory; try again, or a smaller model"
+            )
         result = json.loads(answer)
         if "error" in result:
             raise DryRunError(result["error"])
@@ -175,9 +186,20 @@ def step_from_row(row: dict[str, str]) -> Step:
 
     name = row["model"].lower()
     family = row.get("model_type") or next((kind for part, kind in FAMILY_BY_NAME.items() if part in name), "llama")
-    integers = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-                "vocab_size")  # fmt: skip
-    model = {"model_type": family, "tie_word_embeddings": flag("tie_word_embeddings", False), "max_position_embeddings": 32768}
+    integers = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    )
+    model = {
+        "model_type": family,
+        "tie_word_embeddings": flag("tie_word_embeddings", False),
+        "max_position_embeddings": 32768,
+    }
     model |= {key: int(row[key]) for key in integers}
     quantized = row["base_weights"] == "nf4"
     return Step(
@@ -217,7 +239,9 @@ def main() -> int:
         parser.error(f"{path} has no rows")
 
     errors: dict[str, list[float]] = {"allocated": [], "reserved": []}
-    writer = csv.DictWriter(sys.stdout, [*rows[0], "predicted_allocated_mib", "predicted_reserved_mib"], lineterminator="\n")
+    writer = csv.DictWriter(
+        sys.stdout, [*rows[0], "predicted_allocated_mib", "predicted_reserved_mib"], lineterminator="\n"
+    )
     writer.writeheader()
     for number, row in enumerate(rows, start=2):
         try:

@@ -38,8 +38,13 @@ def build(step: Step) -> PreTrainedModel:
     with torch.device(step.device):
         if step.fp32_upcast:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        adapter = LoraConfig(r=step.r, lora_alpha=2 * step.r, lora_dropout=step.lora_dropout, target_modules=step.target_modules,
-                             task_type="CAUSAL_LM")  # fmt: skip
+        adapter = LoraConfig(
+            r=step.r,
+            lora_alpha=2 * step.r,
+            lora_dropout=step.lora_dropout,
+            target_modules=step.target_modules,
+            task_type="CAUSAL_LM",
+        )
         model = get_peft_model(model, adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -54,17 +59,29 @@ def quantize(model: PreTrainedModel, device: str, dtype: torch.dtype, double_qua
     """Replace each linear layer but the output head by bitsandbytes' NF4 layer, with packed weight and scales of true size."""
     functional = bnb.functional
     if "dynamic" not in functional.name2qmap or functional.name2qmap["dynamic"].is_meta:
-        functional.name2qmap["dynamic"] = functional.create_dynamic_map()  # else a meta run would cache a map without values
+        functional.name2qmap["dynamic"] = (
+            functional.create_dynamic_map()
+        )  # else a meta run would cache a map without values
     for parent in list(model.modules()):
         for name, linear in list(parent.named_children()):
             if type(linear) is not torch.nn.Linear or name == "lm_head":
                 continue
             quantized = bnb.nn.Linear4bit(
-                linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype,
-                compress_statistics=double_quant, quant_type="nf4", device=device,
-            )  # fmt: skip
-            weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=double_quant,
-                                       module=quantized)  # fmt: skip
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                compute_dtype=dtype,
+                compress_statistics=double_quant,
+                quant_type="nf4",
+                device=device,
+            )
+            weight = bnb.nn.Params4bit(
+                linear.weight.data,
+                requires_grad=False,
+                quant_type="nf4",
+                compress_statistics=double_quant,
+                module=quantized,
+            )
             quantized.weight = weight._quantize(device)
             quantized.support_avx512bf16_for_cpu = False
             if linear.bias is not None:
@@ -80,8 +97,12 @@ def make_batch(step: Step) -> dict[str, torch.Tensor]:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if step.device == "cpu":
             batch["attention_mask"][0, -step.seq_len // 4 :] = 0
-        elif IGNORE_CAUSAL_MASK is None:  # then the finished mask is handed over: one byte for each pair of tokens, as transformers makes it
-            batch["attention_mask"] = torch.ones(step.micro_batch, 1, step.seq_len, step.seq_len, dtype=torch.bool, device=step.device)
+        elif (
+            IGNORE_CAUSAL_MASK is None
+        ):  # then the finished mask is handed over: one byte for each pair of tokens, as transformers makes it
+            batch["attention_mask"] = torch.ones(
+                step.micro_batch, 1, step.seq_len, step.seq_len, dtype=torch.bool, device=step.device
+            )
     return batch
 
 
@@ -98,13 +119,28 @@ def choose_attention(step: Step) -> None:
         return
 
     def attend(
-        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-        dropout: float = 0.0, scaling: float | None = None, **_: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
         groups = getattr(module, "num_key_value_groups", 1)
         if step.attention == "math":
-            out = aten._scaled_dot_product_attention_math(query, key, value, attention_mask, 0.0, attention_mask is None, None,
-                                                          scale=scaling, enable_gqa=groups > 1)[0]  # fmt: skip
+            out = aten._scaled_dot_product_attention_math(
+                query,
+                key,
+                value,
+                attention_mask,
+                0.0,
+                attention_mask is None,
+                None,
+                scale=scaling,
+                enable_gqa=groups > 1,
+            )[0]
         elif step.attention == "flash" and attention_mask is None:
             out = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, False, scale=scaling)[0]
         else:  # "efficient", or flash with a mask, which flash attention cannot take
@@ -115,8 +151,9 @@ def choose_attention(step: Step) -> None:
                     blocked = torch.full((), float("-inf"), dtype=query.dtype, device=query.device)
                     bias = torch.where(bias, torch.zeros((), dtype=query.dtype, device=query.device), blocked)
                 bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            out = aten._scaled_dot_product_efficient_attention(query, key, value, bias, torch.is_grad_enabled(), 0.0, bias is None,
-                                                               scale=scaling)[0]  # fmt: skip
+            out = aten._scaled_dot_product_efficient_attention(
+                query, key, value, bias, torch.is_grad_enabled(), 0.0, bias is None, scale=scaling
+            )[0]
         return out.transpose(1, 2).contiguous(), None
 
     ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)

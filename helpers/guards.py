@@ -34,7 +34,9 @@ def check_before_training(trainer: SFTTrainer, config: TrainConfig, given: int |
     _check_settings(trainer, config)
     lost = (given or 0) - len(trainer.train_dataset)
     if lost > 0:
-        print(f"[WARN] {lost} of {given} examples are left out: max_length ({trainer.args.max_length}) cuts their whole answer.")
+        print(
+            f"[WARN] {lost} of {given} examples are left out: max_length ({trainer.args.max_length}) cuts their whole answer."
+        )
 
 
 def _check_parameters(trainer: SFTTrainer) -> None:
@@ -45,7 +47,9 @@ def _check_parameters(trainer: SFTTrainer) -> None:
         )
     wrong = {str(parameter.dtype) for _, parameter in trainable if parameter.dtype != torch.float32}
     if wrong:
-        raise ConfigError(f"Adapters must be torch.float32, found {', '.join(sorted(wrong))}: small updates would be lost.")
+        raise ConfigError(
+            f"Adapters must be torch.float32, found {', '.join(sorted(wrong))}: small updates would be lost."
+        )
 
 
 def _check_settings(trainer: SFTTrainer, config: TrainConfig) -> None:
@@ -54,7 +58,9 @@ def _check_settings(trainer: SFTTrainer, config: TrainConfig) -> None:
     if rate >= ABSURD_LEARNING_RATE:
         raise ConfigError(f"learning_rate={rate} would destroy the model in a few steps; LoRA uses 1e-4 to 5e-4.")
     if not low <= rate <= high:
-        print(f"[WARN] learning_rate={rate} is unusual for LoRA ({low} to {high}): {'slow' if rate < low else 'may diverge'}.")
+        print(
+            f"[WARN] learning_rate={rate} is unusual for LoRA ({low} to {high}): {'slow' if rate < low else 'may diverge'}."
+        )
     if config.effective_batch_size > examples:
         raise ConfigError(
             f"effective_batch_size={config.effective_batch_size} is larger than the {examples} training examples: one step would "
@@ -78,9 +84,13 @@ def _check_labels(trainer: SFTTrainer) -> None:
     for number, row in enumerate(rows, start=1):
         check.add(row, Tokens(row["input_ids"], row["labels"]), f"Training example {number}")
     if not len(rows):
-        raise DataError(f"Every label is masked, so nothing would be learned: the answers are empty, or cut away ({limit}).")
+        raise DataError(
+            f"Every label is masked, so nothing would be learned: the answers are empty, or cut away ({limit})."
+        )
     if reason := check.stop():
         raise DataError(f"{reason} ({limit})")
     cut = check.looked_at - check.ended
     if cut:
-        print(f"[WARN] {cut} of the first {check.looked_at} examples do not end with the end token: they are cut ({limit}).")
+        print(
+            f"[WARN] {cut} of the first {check.looked_at} examples do not end with the end token: they are cut ({limit})."
+        )

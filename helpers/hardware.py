@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MIB, GIB = 2**20, 2**30
 AMPERE = (8, 0)  # the first compute capability with bf16 arithmetic in hardware
 EXPANDABLE = "expandable_segments:True"
-WORKSPACES = 32 * MIB  # what cuBLAS and cuBLASLt keep once they have been used (16.25 MiB), and crumbs; plans count it themselves
+WORKSPACES = (
+    32 * MIB
+)  # what cuBLAS and cuBLASLt keep once they have been used (16.25 MiB), and crumbs; plans count it themselves
 # model_types whose activations outgrow fp16's 65504 begin with these (Gemma: transformers#36822, unsloth-zoo#866; Qwen3.5: unsloth-zoo#978).
 OVERFLOW_FP16 = ("gemma", "qwen3_5")
 
@@ -154,18 +156,27 @@ def detect_gpu() -> Gpu:
             count=torch.cuda.device_count(),
             has_context=True,
             flash=_has_flash_attention(),
-            expandable=EXPANDABLE in (os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""),
+            expandable=EXPANDABLE
+            in (os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""),
         )
     if torch.backends.mps.is_available():
-        return Gpu("Apple GPU (possible, slow, not tested by us)", "mps", ram.total, available, ram_free_bytes=available)
+        return Gpu(
+            "Apple GPU (possible, slow, not tested by us)", "mps", ram.total, available, ram_free_bytes=available
+        )
     threads = torch.get_num_threads()
-    return Gpu(f"CPU, {threads} thread{'s' * (threads != 1)}, no GPU", "cpu", ram.total, available, ram_free_bytes=available)
+    return Gpu(
+        f"CPU, {threads} thread{'s' * (threads != 1)}, no GPU", "cpu", ram.total, available, ram_free_bytes=available
+    )
 
 
 def _has_flash_attention() -> bool:
     from torch.backends import cuda
 
-    return cuda.is_flash_attention_available() if hasattr(cuda, "is_flash_attention_available") else sys.platform != "win32"
+    return (
+        cuda.is_flash_attention_available()
+        if hasattr(cuda, "is_flash_attention_available")
+        else sys.platform != "win32"
+    )
 
 
 def compute_dtype(gpu: Gpu, model_type: str = "") -> tuple[str, str]:
@@ -190,12 +201,19 @@ def compute_dtype(gpu: Gpu, model_type: str = "") -> tuple[str, str]:
 def attention(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
     """(attention kernel that will run, why): "flash", "efficient" or "math" of PyTorch's SDPA, or transformers' "eager"."""
     if shape is not None and shape.has("eager attention only"):
-        return "eager", f"transformers' own, because {shape.model_type} limits its scores in a way that PyTorch's kernels cannot"
+        return (
+            "eager",
+            f"transformers' own, because {shape.model_type} limits its scores in a way that PyTorch's kernels cannot",
+        )
     if gpu.kind != "cuda":
         return "math", "PyTorch's own attention on this device"
     if gpu.capability >= AMPERE and gpu.flash:
         return "flash", "flash attention inside PyTorch, for compute capability 8.0 and newer"
-    why = "flash attention needs compute capability 8.0" if gpu.capability < AMPERE else "PyTorch for Windows has no flash attention"
+    why = (
+        "flash attention needs compute capability 8.0"
+        if gpu.capability < AMPERE
+        else "PyTorch for Windows has no flash attention"
+    )
     return "efficient", (
         f"memory-efficient attention, because {why}; shared keys and values are repeated, "
         "because PyTorch would else fall back to its slow math kernel"
@@ -210,7 +228,10 @@ def loss_head(gpu: Gpu) -> tuple[str, str]:
     (`helpers.compat.working_head`), and "torch", which needs more memory, is planned until then.
     """
     if gpu.fused_head == "full":
-        return "full", "all logits at once, because this version of TRL computes its loss in a way that this kit does not know"
+        return (
+            "full",
+            "all logits at once, because this version of TRL computes its loss in a way that this kit does not know",
+        )
     if gpu.kind != "cuda":
         return "torch", "TRL's, in plain torch, because Triton needs a CUDA card"
     if gpu.fused_head == "torch":
@@ -253,11 +274,25 @@ class Speed:
 
 # (TFLOP/s in 16 bit with fp32 sums, GB/s) from the makers' data sheets, rounded.
 DATA_SHEETS = {
-    "T4": (65, 320), "P100": (19, 732), "L4": (121, 300), "A100": (312, 1555), "RTX 2060": (26, 336), "RTX 2070": (30, 448),
-    "RTX 2080 Ti": (54, 616), "RTX 3060": (25, 360), "RTX 3070": (41, 448), "RTX 3080 10GB": (60, 760), "RTX 3090": (71, 936),
-    "RTX 4060": (30, 272), "RTX 4060 Ti 16GB": (44, 288), "RTX 4070": (58, 504), "RTX 4070 Ti SUPER": (88, 672),
-    "RTX 4090": (165, 1008), "RTX 5060 Ti 16GB": (47, 448), "RTX 5070": (62, 672),
-}  # fmt: skip
+    "T4": (65, 320),
+    "P100": (19, 732),
+    "L4": (121, 300),
+    "A100": (312, 1555),
+    "RTX 2060": (26, 336),
+    "RTX 2070": (30, 448),
+    "RTX 2080 Ti": (54, 616),
+    "RTX 3060": (25, 360),
+    "RTX 3070": (41, 448),
+    "RTX 3080 10GB": (60, 760),
+    "RTX 3090": (71, 936),
+    "RTX 4060": (30, 272),
+    "RTX 4060 Ti 16GB": (44, 288),
+    "RTX 4070": (58, 504),
+    "RTX 4070 Ti SUPER": (88, 672),
+    "RTX 4090": (165, 1008),
+    "RTX 5060 Ti 16GB": (47, 448),
+    "RTX 5070": (62, 672),
+}
 T4_FACTOR = 2.03  # fitted on 41 recorded T4 steps: `python -m benchmarks.memory_accuracy --speed`
 
 
@@ -268,9 +303,12 @@ def speed(gpu: Gpu) -> Speed:
     """
     sheets = {_model_name(KNOWN_GPUS[short].name): short for short in DATA_SHEETS}
     alike = [
-        name for name, short in sheets.items()
-        if KNOWN_GPUS[short].capability == gpu.capability and gpu.name.startswith(name) and not gpu.name[len(name) :][:1].isalnum()
-    ]  # fmt: skip
+        name
+        for name, short in sheets.items()
+        if KNOWN_GPUS[short].capability == gpu.capability
+        and gpu.name.startswith(name)
+        and not gpu.name[len(name) :][:1].isalnum()
+    ]
     if not alike:
         return Speed(*DATA_SHEETS["T4"], T4_FACTOR, "")
     name = max(alike, key=len)

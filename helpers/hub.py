@@ -29,8 +29,15 @@ GB = 1e9
 SMALL_ENOUGH = 7 * GB
 SPARE_DISK = 1 * GB  # for what training writes: adapters and checkpoints are some hundred megabytes
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # configuration, tokenizer, chat template
-TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-                   "generation_config.json"]  # fmt: skip
+TOKENIZER_FILES = [
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+]
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -79,7 +86,9 @@ def needed_files(sizes: dict[str, int]) -> dict[str, int]:
     small = {name: size for name, size in top.items() if any(fnmatch(name, pattern) for pattern in SMALL_FILES)}
     weights = {name: size for name, size in top.items() if name.endswith(".safetensors")}
     if "model.safetensors.index.json" in top:
-        weights = {name: size for name, size in weights.items() if (shard := SHARD.fullmatch(name)) and shard[1] == "model"}
+        weights = {
+            name: size for name, size in weights.items() if (shard := SHARD.fullmatch(name)) and shard[1] == "model"
+        }
     elif "model.safetensors" in weights:
         weights = {"model.safetensors": weights["model.safetensors"]}
     return small | weights
@@ -100,8 +109,10 @@ def _ask(model: str) -> ModelInfo | None:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status == 401 and find_token() and "Invalid" in str(error):
-            raise HubRefusal(f"The Hub refuses the token that it was given: it is wrong or has expired. Make a new one at "
-                             f"{HUB}/settings/tokens and put it into {TOKEN_GOES_INTO[where()]}; or remove it, because most models need none.") from None  # fmt: skip
+            raise HubRefusal(
+                f"The Hub refuses the token that it was given: it is wrong or has expired. Make a new one at "
+                f"{HUB}/settings/tokens and put it into {TOKEN_GOES_INTO[where()]}; or remove it, because most models need none."
+            ) from None
         if status >= 500:
             return None
         raise
@@ -117,8 +128,10 @@ def how_to_open(model: str, info: ModelInfo | None = None) -> str:
     parameters = row.shape.parameters() if row else getattr(getattr(info, "safetensors", None), "total", None)
     other = nearest_ungated(parameters)
     if find_token():
-        token = "A token is there, but not with that right: it must belong to the account that accepted the licence, and a fine-grained token "\
-                "needs the permission to read gated repositories."  # fmt: skip
+        token = (
+            "A token is there, but not with that right: it must belong to the account that accepted the licence, and a fine-grained token "
+            "needs the permission to read gated repositories."
+        )
     else:
         token = f"Then make a token (type: read) at {HUB}/settings/tokens and put it into {TOKEN_GOES_INTO[where()]}. Run this cell again."
     return (
@@ -140,7 +153,11 @@ def _missing_bytes(model: str, revision: str, files: dict[str, int]) -> int:
     """What is still to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    return sum(size for name, size in files.items() if not isinstance(try_to_load_from_cache(model, name, revision=revision), str))
+    return sum(
+        size
+        for name, size in files.items()
+        if not isinstance(try_to_load_from_cache(model, name, revision=revision), str)
+    )
 
 
 def _free_disk() -> int:
@@ -212,14 +229,21 @@ def _prequantised(row: BaseModel, full_size: int) -> Path | None:
         weights = [name for name in files if name.endswith((".safetensors", ".safetensors.index.json"))]
         size = sum(files[name] for name in weights)
         _check_disk(row.prequantised, size)
-        print(f"Taking {row.prequantised} ({size / GB:.1f} GB) for the weights of {row.id} ({full_size / GB:.1f} GB): the same ones, in 4 bit before "
-              "the download instead of after it.")  # fmt: skip
+        print(
+            f"Taking {row.prequantised} ({size / GB:.1f} GB) for the weights of {row.id} ({full_size / GB:.1f} GB): the same ones, in 4 bit before "
+            "the download instead of after it."
+        )
         _download(row.prequantised, copy, ["config.json"], folder)
         if problem := _unlike(row, json.loads((folder / "config.json").read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
             raise WeightsError(problem)
         names = [file.rfilename for file in original.siblings]
-        _download(row.id, original, [name for name in names if any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)], folder)
+        _download(
+            row.id,
+            original,
+            [name for name in names if any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)],
+            folder,
+        )
         _download(row.prequantised, copy, weights, folder)  # last, because with them the folder counts as complete
         return folder
     except (

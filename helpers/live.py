@@ -19,7 +19,9 @@ from helpers.verdict import verdict
 SHARE_OF_TIME_FOR_DRAWING = 0.02  # a chart takes about a fifth of a second, in which nothing is trained
 SECONDS_BETWEEN_REDRAWS = 1.5  # at least
 MEASURED_STEPS = 10  # after so many real steps their own time replaces the plan's
-LONG_SESSION_HOURS = 4  # free Colab ends a session after 12 hours at most, often sooner, and after 90 minutes without a click
+LONG_SESSION_HOURS = (
+    4  # free Colab ends a session after 12 hours at most, often sooner, and after 90 minutes without a click
+)
 
 
 def has_notebook() -> bool:
@@ -60,13 +62,19 @@ class LiveChart(TrainerCallback):
         self.first_step = self.first_tokens = self.drawn_events = 0
         self.warned = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started_at = time.monotonic()
         self.first_step = state.global_step
         self.first_tokens = self._tokens()
-        self.warned = warn_of_a_long_run((self.planned_seconds or 0) * (state.max_steps - state.global_step), measured=False)
+        self.warned = warn_of_a_long_run(
+            (self.planned_seconds or 0) * (state.max_steps - state.global_step), measured=False
+        )
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.step_started_at = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -83,9 +91,13 @@ class LiveChart(TrainerCallback):
         elif "eval_loss" in logs or self._may_draw():
             self._draw(state)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if has_notebook():
-            if any("train_runtime" not in event for event in self.run.history[self.drawn_events :]):  # since the last picture
+            if any(
+                "train_runtime" not in event for event in self.run.history[self.drawn_events :]
+            ):  # since the last picture
                 self._draw(state)
         else:
             print(f"Verdict: {verdict(self.run.history, state.max_steps)}.")

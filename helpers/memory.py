@@ -16,10 +16,16 @@ from typing import Any
 from helpers.catalog import ModelShape
 
 MIB, GIB = 2**20, 2**30
-CUDA_CONTEXT = 250 * MIB  # what the driver takes before the first tensor; 141 MiB measured on a T4, up to 250 assumed elsewhere
-CUBLAS_WORKSPACES = 2 * 8320 * 1024  # cuBLAS and cuBLASLt keep 8.125 MiB each (seen as a constant in 41 recorded T4 runs)
+CUDA_CONTEXT = (
+    250 * MIB
+)  # what the driver takes before the first tensor; 141 MiB measured on a T4, up to 250 assumed elsewhere
+CUBLAS_WORKSPACES = (
+    2 * 8320 * 1024
+)  # cuBLAS and cuBLASLt keep 8.125 MiB each (seen as a constant in 41 recorded T4 runs)
 LOSS_TILE_TOKENS, LOSS_TILE_VOCABULARY = 4096, 32768  # what TRL's loss head holds at once
-TORCH_TILE_COPIES = 29  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
+TORCH_TILE_COPIES = (
+    29  # bytes per tile entry that its plain torch path keeps besides: fp32 logits, probabilities, gradients, masks
+)
 OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
 ADAMW = 8  # bytes per trained number: two fp32 states
 ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
@@ -98,8 +104,13 @@ def estimate(
     adapted = shape.linear_layers() if target_modules == "all-linear" else target_modules
 
     linears, parts = shape.linear_parameters(), gpus if sharded else 1
-    base, others = nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e, shape.other_parameters() * stream
-    codes = linears // 2 if quantization == "nf4" else base  # two in a byte; their scales are no parameters, so FSDP leaves them whole
+    base, others = (
+        nf4_bytes(linears, double_quant) if quantization == "nf4" else linears * e,
+        shape.other_parameters() * stream,
+    )
+    codes = (
+        linears // 2 if quantization == "nf4" else base
+    )  # two in a byte; their scales are no parameters, so FSDP leaves them whole
     resident = {
         "base weights": codes // parts + base - codes,
         "embeddings and norms": others // parts,
@@ -118,18 +129,26 @@ def estimate(
     # One layer's saved activations, tensor by tensor: twice (norm input in fp32, norm output), queries and attention output,
     # keys and values, gate, up, silu(gate) and their product, the small LoRA outputs, softmax statistics, norm factors.
     masked = micro_batch > 1  # examples of different lengths are padded, and flash attention takes no mask
-    keys_and_values = 2 * kv if attention == "flash" and not masked else 2 * q  # other kernels get them repeated for every head
+    keys_and_values = (
+        2 * kv if attention == "flash" and not masked else 2 * q
+    )  # other kernels get them repeated for every head
     layer = tokens * (8 * h + 2 * stream * h + e * (2 * q + keys_and_values + 4 * i + len(adapted) * r) + 4 * heads + 8)
     if shape.has("query and key norms"):
         layer += tokens * 4 * (q + kv)  # the norms' inputs in fp32
     if shape.has("norms after attention and MLP"):
         layer += tokens * 8 * h
     if shape.has("fused matrices"):
-        layer += tokens * (e * (q + kv) + 2 * h)  # queries and keys stay alive in one piece with the values; two dropout masks
+        layer += tokens * (
+            e * (q + kv) + 2 * h
+        )  # queries and keys stay alive in one piece with the values; two dropout masks
     scores = tokens * seq_len * heads if attention == "eager" else 0
     layer += scores * (4 + 2 * e)  # probabilities in fp32 and in 16 bit, and what the soft cap saves
-    backward = max(tokens * e * (2 * i + h), scores * (4 + 2 * e))  # gradients that flow through one MLP, or through the scores
-    workspace = e * h * i + (h * i) // 16 if quantization == "nf4" else 0  # one weight matrix unpacked from NF4, and its scales
+    backward = max(
+        tokens * e * (2 * i + h), scores * (4 + 2 * e)
+    )  # gradients that flow through one MLP, or through the scores
+    workspace = (
+        e * h * i + (h * i) // 16 if quantization == "nf4" else 0
+    )  # one weight matrix unpacked from NF4, and its scales
     casts = e * trainable if e == 2 else 0  # 16-bit copies of the fp32 adapters, kept while a layer's activations are
     # One byte for each pair of tokens; each layer makes a bias for its scores of it, and keeps that as long as its activations.
     mask = micro_batch * seq_len**2 * (e if attention == "eager" else 1) if masked else 0
@@ -146,7 +165,9 @@ def estimate(
     at_loss = {"loss head": loss + final_norm}
     if checkpointing == "off":
         saved = {"saved activations": (layer + bias) * layers + casts + mask}
-        moments = {"in the backward pass": saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}}
+        moments = {
+            "in the backward pass": saved | {"backward pass": backward + final_norm, "unpacked weights": workspace}
+        }
     else:
         kept = tokens * (stream * h + (e * q if checkpointing == "selective" else 0))  # per layer
         saved = {"saved activations": kept * layers + mask}
@@ -178,7 +199,9 @@ def work(
     scores = 4 * micro_batch * seq_len**2 * shape.query_size * shape.num_hidden_layers
     attention = scores * (3.5 if checkpointing == "on" else 2.5)  # backward costs two and a half times the forward pass
     head = 2 * tokens * shape.vocab_size * shape.hidden_size * 3  # logits, the same again backward, and their gradient
-    activations = tokens * 2 * (30 * shape.hidden_size + 14 * shape.intermediate_size) * shape.num_hidden_layers * passes
+    activations = (
+        tokens * 2 * (30 * shape.hidden_size + 14 * shape.intermediate_size) * shape.num_hidden_layers * passes
+    )
     weights = linears * passes * (4.5 if quantization == "nf4" else 2)
     return 2 * tokens * linears * passes + attention + head, activations + weights
 

@@ -51,11 +51,19 @@ def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -
     for name in models:
         row = CATALOG[name]
         light, plan = traffic_light(config or TrainConfig(), gpu, row)
-        rows.append({
-            "model": name, "parameters": row.shape.parameters(), "gated": row.gated, "licence": row.licence, "fits": light,
-            "micro_batch": plan and plan.micro_batch, "checkpointing": plan and plan.checkpointing,
-            "seq_len": plan and plan.seq_len, "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "parameters": row.shape.parameters(),
+                "gated": row.gated,
+                "licence": row.licence,
+                "fits": light,
+                "micro_batch": plan and plan.micro_batch,
+                "checkpointing": plan and plan.checkpointing,
+                "seq_len": plan and plan.seq_len,
+                "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
+            }
+        )
     return rows
 
 

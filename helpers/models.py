@@ -86,7 +86,9 @@ def release_last_model() -> int:
 def _quantization_states(tensor: torch.Tensor) -> list[bnb.functional.QuantState]:
     """The scales of a 4-bit weight, and the scales of the scales."""
     outer = getattr(tensor, "quant_state", None)
-    return [state for state in (outer, getattr(outer, "state2", None)) if state is not None and state.absmax is not None]
+    return [
+        state for state in (outer, getattr(outer, "state2", None)) if state is not None and state.absmax is not None
+    ]
 
 
 def _calculate_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -140,9 +142,15 @@ def generate(
     try:
         for start in range(0, len(prompts), batch_size):
             batch = tokenizer.apply_chat_template(
-                prompts[start : start + batch_size], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+                prompts[start : start + batch_size],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+                padding=True,
             ).to(model.device)
-            tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            tokens = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
             new_tokens = tokens[:, batch["input_ids"].shape[1] :]
             answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
     finally:

@@ -9,5 +9,12 @@ COLUMNS = 104
 
 def filled(mark: str, text: str) -> str:
     """`mark` and `text`, on as many lines as that takes, the later ones indented under the first."""
-    return fill(text, COLUMNS, initial_indent=mark, subsequent_indent=" " * len(mark), break_long_words=False,
-                break_on_hyphens=False, replace_whitespace=False)  # fmt: skip
+    return fill(
+        text,
+        COLUMNS,
+        initial_indent=mark,
+        subsequent_indent=" " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )

@@ -25,7 +25,9 @@ def picture(figure: Figure, words: str = "") -> Image:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image(buffer.getvalue(), format="png", embed=True, metadata={"alt": words})  # alt= is unknown to Colab's IPython 7
+    return Image(
+        buffer.getvalue(), format="png", embed=True, metadata={"alt": words}
+    )  # alt= is unknown to Colab's IPython 7
 
 
 class Place:

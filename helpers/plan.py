@@ -96,21 +96,47 @@ def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEst
     """The formula's answer for this plan."""
     on_gpu = plan.gpu.kind == "cuda"
     return estimate(
-        shape, plan.micro_batch, plan.seq_len, r=config.r, target_modules=config.target_modules, checkpointing=plan.checkpointing,
-        quantization=config.quantization, element_bytes=4 if plan.dtype == "float32" else 2,
+        shape,
+        plan.micro_batch,
+        plan.seq_len,
+        r=config.r,
+        target_modules=config.target_modules,
+        checkpointing=plan.checkpointing,
+        quantization=config.quantization,
+        element_bytes=4 if plan.dtype == "float32" else 2,
         optimizer_bytes=ADAMW_8BIT if plan.optimizer == "adamw_8bit" else ADAMW,
-        attention=attention(plan.gpu, shape)[0], loss_head=plan.loss_head, loss_tile=plan.loss_tile, offload=plan.offload, on_gpu=on_gpu,
-        context=not plan.gpu.has_context, gpus=plan.gpus, sharded=plan.sharded,
-    )  # fmt: skip
+        attention=attention(plan.gpu, shape)[0],
+        loss_head=plan.loss_head,
+        loss_tile=plan.loss_tile,
+        offload=plan.offload,
+        on_gpu=on_gpu,
+        context=not plan.gpu.has_context,
+        gpus=plan.gpus,
+        sharded=plan.sharded,
+    )
 
 
 def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "train", micro_batch: int = 0) -> Step:
     """The step that this plan will run, for the dry run. Micro-batches above one are padded, so attention gets a mask."""
     micro_batch = micro_batch or plan.micro_batch
     return Step(
-        model=shape.to_config(), micro_batch=micro_batch, seq_len=plan.seq_len, phase=phase, r=config.r,
-        target_modules=config.target_modules, lora_dropout=config.lora_dropout, quantization=config.quantization, dtype=plan.dtype,
-        checkpointing=plan.checkpointing, offload=plan.offload, attention=attention(plan.gpu, shape)[0], masked=micro_batch > 1,
-        loss_head=plan.loss_head, loss_tile=plan.loss_tile, optimizer=plan.optimizer, expandable=plan.gpu.expandable, load_in=plan.dtype,
+        model=shape.to_config(),
+        micro_batch=micro_batch,
+        seq_len=plan.seq_len,
+        phase=phase,
+        r=config.r,
+        target_modules=config.target_modules,
+        lora_dropout=config.lora_dropout,
+        quantization=config.quantization,
+        dtype=plan.dtype,
+        checkpointing=plan.checkpointing,
+        offload=plan.offload,
+        attention=attention(plan.gpu, shape)[0],
+        masked=micro_batch > 1,
+        loss_head=plan.loss_head,
+        loss_tile=plan.loss_tile,
+        optimizer=plan.optimizer,
+        expandable=plan.gpu.expandable,
+        load_in=plan.dtype,
         autocast=plan.dtype != "float32" and phase != "generate",  # Trainer's; without it, adapters calculate in fp32
-    )  # fmt: skip
+    )

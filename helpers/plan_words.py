@@ -38,9 +38,13 @@ def explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> l
     if plan.offload:
         lines.append("activations wait in host memory: without that nothing fits at this length")
     if plan.seq_len < base.seq_len:
-        lines.append(f"at most {plan.seq_len} tokens per example: {base.seq_len} do not fit; longer examples would be cut")
+        lines.append(
+            f"at most {plan.seq_len} tokens per example: {base.seq_len} do not fit; longer examples would be cut"
+        )
     if plan.loss_tile < base.loss_tile:
-        lines.append(f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak")
+        lines.append(
+            f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak"
+        )
     if plan.gpus > 1:
         lines.append(SHARED if plan.sharded else REPLICATED)
     sign = "=" if plan.measured else "about"
@@ -62,7 +66,9 @@ def what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape | None = N
     """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would."""
     shape = shape or find_shape(base.model)
     if shape is None:
-        return f"{base.model} does not fit {base.gpu.name} even with micro-batch 1. Use a smaller model, max_length or r."
+        return (
+            f"{base.model} does not fit {base.gpu.name} even with micro-batch 1. Use a smaller model, max_length or r."
+        )
 
     def need(of_config: TrainConfig, of_plan: Plan, of_shape: ModelShape) -> int:
         return with_memory(of_config, replace(of_plan, micro_batch=1, checkpointing="on"), of_shape).memory.total_bytes
@@ -73,15 +79,29 @@ def what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape | None = N
         budget = int(wanted * CLEARLY_LESS)
         too_much = f"{base.gpu.name} had {base.budget / GIB:.1f} GiB to give, and yet it ran out: something else uses its memory"
     smaller = [
-        row for row in CATALOG.values() if row.shape.parameters() < shape.parameters() and config.target_modules == "all-linear"
+        row
+        for row in CATALOG.values()
+        if row.shape.parameters() < shape.parameters() and config.target_modules == "all-linear"
     ]
     options = [(f"model={row.short_name!r}", need(config, base, row.shape)) for row in reversed(smaller)]
-    shorter = [(f"max_length={length}", need(config, replace(base, seq_len=length), shape)) for length in lengths(base.seq_len)]
-    parts = [("sharded=True", need(config, replace(base, sharded=True), shape))] if base.gpus > 1 and not base.sharded else []
+    shorter = [
+        (f"max_length={length}", need(config, replace(base, seq_len=length), shape)) for length in lengths(base.seq_len)
+    ]
+    parts = (
+        [("sharded=True", need(config, replace(base, sharded=True), shape))]
+        if base.gpus > 1 and not base.sharded
+        else []
+    )
     lower = [(f"r={r}", need(replace(config, r=r), base, shape)) for r in (64, 32, 16, 8, 4) if r < config.r]
-    nearest = [next((option for option in kind if option[1] <= budget), None) for kind in (parts, options, shorter, lower)]
+    nearest = [
+        next((option for option in kind if option[1] <= budget), None) for kind in (parts, options, shorter, lower)
+    ]
     fitting = [f"{change} ({size / GIB:.1f} GiB)" for change, size in filter(None, nearest)]
     return (
         f"{base.model} needs {wanted / GIB:.1f} GiB even with micro-batch 1, {base.seq_len} tokens and checkpointing; {too_much}. "
-        + (f"This would fit: {'; '.join(fitting)}." if fitting else "Nothing on the menu fits: use a card with more memory.")
+        + (
+            f"This would fit: {'; '.join(fitting)}."
+            if fitting
+            else "Nothing on the menu fits: use a card with more memory."
+        )
     )

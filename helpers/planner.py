@@ -23,10 +23,14 @@ from helpers.plan_words import explain, what_would_fit
 
 # A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
 CPU_MICRO_BATCH = 2
-LOADING_BYTES = 1.5 * GIB  # RAM that loading a model in NF4 took beside its largest tensor (1.1B model: 1.41 GiB at the peak)
+LOADING_BYTES = (
+    1.5 * GIB
+)  # RAM that loading a model in NF4 took beside its largest tensor (1.1B model: 1.41 GiB at the peak)
 HOST_SHARE = 0.8  # of the free RAM may hold activations
 GENERATION_BATCH = 48  # prompts at a time: one pass over the weights serves all of them
-PINNED_ROUNDING = 2  # buffers in host memory that a card can reach are rounded up to powers of two: at most twice the bytes
+PINNED_ROUNDING = (
+    2  # buffers in host memory that a card can reach are rounded up to powers of two: at most twice the bytes
+)
 CHECKPOINTING = ("off", "selective", "on")
 
 
@@ -78,11 +82,19 @@ def make_plan(
     if gpus > 1:
         _check_sharing(config, gpu, gpus)
     base = Plan(
-        name, gpu, dtype, optimizer or ("adamw_8bit" if gpu.kind == "cuda" else "adamw_torch"), min(config.max_length, longest_example or 10**9),
-        micro_batch=1, accumulation=config.effective_batch_size // gpus, gpus=gpus, sharded=sharded and gpus > 1, loss_head=head,
+        name,
+        gpu,
+        dtype,
+        optimizer or ("adamw_8bit" if gpu.kind == "cuda" else "adamw_torch"),
+        min(config.max_length, longest_example or 10**9),
+        micro_batch=1,
+        accumulation=config.effective_batch_size // gpus,
+        gpus=gpus,
+        sharded=sharded and gpus > 1,
+        loss_head=head,
         budget=budget(gpu),
         reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {head_reason}"],
-    )  # fmt: skip
+    )
     if shape is None:
         note = "this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on"
         return replace(base, reasons=[*base.reasons, note])
@@ -106,7 +118,9 @@ def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: b
     if config.gradient_checkpointing != "auto":
         modes = [mode for mode in modes if mode == config.gradient_checkpointing]
     candidates = [
-        replace(base, checkpointing=checkpointing, micro_batch=micro_batch, accumulation=base.accumulation // micro_batch)
+        replace(
+            base, checkpointing=checkpointing, micro_batch=micro_batch, accumulation=base.accumulation // micro_batch
+        )
         for checkpointing in modes
         for micro_batch in _micro_batches(config, base)
     ]
@@ -165,7 +179,9 @@ def _micro_batches(config: TrainConfig, base: Plan) -> list[int]:
 
 def _check_sharing(config: TrainConfig, gpu: Gpu, gpus: int) -> None:
     if gpu.kind != "cuda":
-        raise ConfigError(f"gpus={gpus} is for CUDA cards, and this is {gpu.name}: plan for one, or for a card of `KNOWN_GPUS`.")
+        raise ConfigError(
+            f"gpus={gpus} is for CUDA cards, and this is {gpu.name}: plan for one, or for a card of `KNOWN_GPUS`."
+        )
     if config.effective_batch_size % gpus:
         raise ConfigError(
             f"effective_batch_size={config.effective_batch_size} cannot be shared equally among {gpus} GPUs: take a multiple of {gpus}."
@@ -174,8 +190,10 @@ def _check_sharing(config: TrainConfig, gpu: Gpu, gpus: int) -> None:
 
 def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
     if config.max_length > shape.max_position_embeddings:
-        raise ConfigError(f"max_length={config.max_length} is longer than the {shape.max_position_embeddings} tokens that "
-                          f"{plan.model} can read; lower it.")  # fmt: skip
+        raise ConfigError(
+            f"max_length={config.max_length} is longer than the {shape.max_position_embeddings} tokens that "
+            f"{plan.model} can read; lower it."
+        )
     try:
         shape.lora_parameters(config.r, config.target_modules)
     except ValueError as error:
@@ -184,8 +202,10 @@ def _check_against(config: TrainConfig, plan: Plan, shape: ModelShape) -> None:
     names = layers if config.target_modules == "all-linear" else config.target_modules
     narrowest = min(names, key=lambda name: min(layers[name]))
     if config.r > min(layers[narrowest]):
-        raise ConfigError(f"r={config.r} is larger than the layer {narrowest} of {plan.model} ({min(layers[narrowest])}); "
-                          "a rank of 8 to 64 is usual.")  # fmt: skip
+        raise ConfigError(
+            f"r={config.r} is larger than the layer {narrowest} of {plan.model} ({min(layers[narrowest])}); "
+            "a rank of 8 to 64 is usual."
+        )
     if plan.gpu.kind == "cuda":
         # Weights arrive one tensor at a time and leave for the card; the largest, the embedding, is the most that RAM must hold. Each
         # card has a process of its own. Those that share the weights (FSDP2) first load all of them into RAM.

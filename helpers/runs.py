@@ -63,7 +63,9 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """The settings as the dataclass that they came from."""
-        return TrainConfig(**{item.name: self.settings[item.name] for item in fields(TrainConfig) if item.name in self.settings})
+        return TrainConfig(
+            **{item.name: self.settings[item.name] for item in fields(TrainConfig) if item.name in self.settings}
+        )
 
     @property
     def evaluations(self) -> list[tuple[int, float]]:
@@ -145,7 +147,9 @@ def find_or_start(
                 if copy is not None:
                     fetch(copy, folder)
             except OSError as error:
-                print(f"[WARN] {mirrored} cannot be read ({error}): an earlier part of this run, if it is there, is not continued.")
+                print(
+                    f"[WARN] {mirrored} cannot be read ({error}): an earlier part of this run, if it is there, is not continued."
+                )
                 copy = None
             if copy is None:
                 return Run(folder, identity, settings)

@@ -65,9 +65,13 @@ def mount_drive() -> bool:
         from google.colab import drive
 
         drive.mount(str(DRIVE.parent))
-    except Exception as error:  # ValueError("mount failed"), credentials, a folder in the way: Colab raises what it likes
-        print(f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to keep before the "
-              "session ends (helpers.export: zip_folder, download).")  # fmt: skip
+    except (
+        Exception
+    ) as error:  # ValueError("mount failed"), credentials, a folder in the way: Colab raises what it likes
+        print(
+            f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to keep before the "
+            "session ends (helpers.export: zip_folder, download)."
+        )
         return False
     return drive_is_there()
 

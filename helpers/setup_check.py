@@ -81,7 +81,10 @@ def _gpu(facts: Facts) -> list[Line]:
             "local": "no NVIDIA card is visible here",
         }[facts.place]
         return [
-            Line("WARN", f"no GPU: {switch}. Without one, the notebooks train the embedded 135M model on the CPU, which works now")
+            Line(
+                "WARN",
+                f"no GPU: {switch}. Without one, the notebooks train the embedded 135M model on the CPU, which works now",
+            )
         ]
     card = facts.cards[0] if facts.cards else "a CUDA card"
     if facts.torch_cuda is None:
@@ -93,10 +96,17 @@ def _gpu(facts: Facts) -> list[Line]:
         ]
     if not facts.cuda_works:
         if facts.driver_cuda and facts.driver_cuda[:1] < facts.torch_cuda[:1]:
-            return [Line("FAIL", f"{card}: its driver supports CUDA {_dotted(facts.driver_cuda)}, torch needs {_dotted(facts.torch_cuda)}: "
-                                 f"update the NVIDIA driver (https://www.nvidia.com/drivers) and restart; or pip uninstall -y torch, then the command "
-                                 f"for CUDA {facts.driver_cuda[0]} that {PYTORCH_PAGE} gives")]  # fmt: skip
-        return [Line("FAIL", f"{card} is here, but torch cannot use it: run nvidia-smi; if that works, restart the kernel")]
+            return [
+                Line(
+                    "FAIL",
+                    f"{card}: its driver supports CUDA {_dotted(facts.driver_cuda)}, torch needs {_dotted(facts.torch_cuda)}: "
+                    f"update the NVIDIA driver (https://www.nvidia.com/drivers) and restart; or pip uninstall -y torch, then the command "
+                    f"for CUDA {facts.driver_cuda[0]} that {PYTORCH_PAGE} gives",
+                )
+            ]
+        return [
+            Line("FAIL", f"{card} is here, but torch cannot use it: run nvidia-smi; if that works, restart the kernel")
+        ]
     if not _runs_on(facts.capability, facts.architectures):
         sm = "sm_{}{}".format(*facts.capability)
         other = (
@@ -106,8 +116,11 @@ def _gpu(facts: Facts) -> list[Line]:
         )
         return [Line("FAIL", f"{card} ({sm}) is not among the cards that this torch was built for: {other}")]
     memory = f"{card}: {facts.gpu_free / GIB:.1f} GiB free of {facts.gpu_total / GIB:.1f}"
-    lines = [Line("OK", memory) if facts.gpu_free >= LITTLE_GPU_MEMORY else
-             Line("WARN", f"{memory}: close what uses the card (nvidia-smi shows it), or restart the kernel")]  # fmt: skip
+    lines = [
+        Line("OK", memory)
+        if facts.gpu_free >= LITTLE_GPU_MEMORY
+        else Line("WARN", f"{memory}: close what uses the card (nvidia-smi shows it), or restart the kernel")
+    ]
     if len(facts.cards) > 1:
         lines.append(
             Line(
@@ -139,7 +152,9 @@ def _python(facts: Facts) -> Line:
 
 
 def _packages(facts: Facts) -> list[Line]:
-    command = "run the first cell again" if facts.place != "local" else "pip install -r requirements.txt -c constraints.txt"
+    command = (
+        "run the first cell again" if facts.place != "local" else "pip install -r requirements.txt -c constraints.txt"
+    )
     lines, good = [], []
     for package, lowest in requirements().items():
         found = facts.versions.get(package)
@@ -147,13 +162,18 @@ def _packages(facts: Facts) -> list[Line]:
             lines.append(Line("FAIL", f"{package} is missing: {command}"))
         elif numbers(found) < lowest:
             lines.append(
-                Line("WARN", f"{package} {found} is older than the {_dotted(lowest)} that we test: {command} if something fails")
+                Line(
+                    "WARN",
+                    f"{package} {found} is older than the {_dotted(lowest)} that we test: {command} if something fails",
+                )
             )
         else:
             good.append(f"{package} {found}")
     torchao = facts.versions.get("torchao")
     if torchao is not None and numbers(torchao) < TORCHAO_THAT_PEFT_ACCEPTS:
-        lines.append(Line("FAIL", f"torchao {torchao} makes PEFT fail, and nothing here needs it: pip uninstall -y torchao"))
+        lines.append(
+            Line("FAIL", f"torchao {torchao} makes PEFT fail, and nothing here needs it: pip uninstall -y torchao")
+        )
     return [*lines, *([Line("OK", ", ".join(good))] if good else [])]
 
 
@@ -177,7 +197,9 @@ def _network(facts: Facts) -> list[Line]:
     lines = [
         Line("OK", "the Hugging Face Hub answers")
         if facts.hub
-        else Line("WARN", "the Hugging Face Hub does not answer: models from a local folder and the embedded one still work")
+        else Line(
+            "WARN", "the Hugging Face Hub does not answer: models from a local folder and the embedded one still work"
+        )
     ]
     missing = f"no Hub token; only gated models need one, in {TOKEN_GOES_INTO[facts.place]}"
     lines.append(Line("OK", "a Hub token is there" if facts.token else missing))
@@ -185,8 +207,11 @@ def _network(facts: Facts) -> list[Line]:
         lines.append(
             Line("OK", "Drive is mounted: runs are copied there")
             if facts.drive
-            else Line("OK", "Drive is not mounted: mount it to keep runs after this session (from helpers.runtime import mount_drive; mount_drive())")
-        )  # fmt: skip
+            else Line(
+                "OK",
+                "Drive is not mounted: mount it to keep runs after this session (from helpers.runtime import mount_drive; mount_drive())",
+            )
+        )
     return lines
 
 
@@ -214,12 +239,24 @@ def gather() -> Facts:
         pass
     names = [*requirements(), "torchao"]
     return Facts(
-        place=where(), system=platform.system(), python=sys.version_info[:2], versions={name: _version(name) for name in names},
-        cards=cards, driver_cuda=driver, torch_cuda=torch_cuda, cuda_works=cuda_works, capability=capability,
-        architectures=architectures, gpu_free=gpu.free_bytes if gpu else 0, gpu_total=gpu.total_bytes if gpu else 0,
-        ram_free=gpu.ram_free_bytes if gpu else 0, disk_free=shutil.disk_usage(".").free // MIB * MIB,
-        hub=hub_reachable(), token=find_token(), drive=drive_is_there(),
-    )  # fmt: skip
+        place=where(),
+        system=platform.system(),
+        python=sys.version_info[:2],
+        versions={name: _version(name) for name in names},
+        cards=cards,
+        driver_cuda=driver,
+        torch_cuda=torch_cuda,
+        cuda_works=cuda_works,
+        capability=capability,
+        architectures=architectures,
+        gpu_free=gpu.free_bytes if gpu else 0,
+        gpu_total=gpu.total_bytes if gpu else 0,
+        ram_free=gpu.ram_free_bytes if gpu else 0,
+        disk_free=shutil.disk_usage(".").free // MIB * MIB,
+        hub=hub_reachable(),
+        token=find_token(),
+        drive=drive_is_there(),
+    )
 
 
 def _version(package: str) -> str | None:
@@ -235,7 +272,9 @@ def _nvidia_smi() -> tuple[list[str], tuple[int, ...] | None]:
     if tool is None:
         return [], None
     try:
-        names = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
+        names = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
         banner = subprocess.run([tool], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return [], None

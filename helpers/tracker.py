@@ -43,7 +43,9 @@ CUDA_SCRATCH = {
     aten._scaled_dot_product_flash_attention_backward.default: lambda grad, q, k, *_: _flash_backward(q, k),
     aten._scaled_dot_product_efficient_attention_backward.default: lambda grad, q, *_: 4 * q.numel(),  # fp32 sum for dQ
     aten._softmax_backward_data.default: lambda grad, *_: grad.numel() * grad.element_size(),  # grad * output
-    aten._safe_softmax.default: lambda x, *_: x.numel() * (x.element_size() + 1),  # result before where(), and a bool mask
+    aten._safe_softmax.default: lambda x, *_: (
+        x.numel() * (x.element_size() + 1)
+    ),  # result before where(), and a bool mask
 }
 
 
@@ -118,7 +120,9 @@ class LiveBytes(TorchDispatchMode):
         tensor = args[0]
         if operation is aten._local_scalar_dense.default:
             return {torch.bool: True, torch.int64: 1}.get(tensor.dtype, 1.0)
-        if operation is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:  # x[mask], all True
+        if (
+            operation is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool
+        ):  # x[mask], all True
             return tensor.reshape(-1, *tensor.shape[args[1][0].dim() :]).clone()
         if operation in (aten._index_put_impl_.default, aten.index_put_.default):
             return tensor

@@ -63,7 +63,9 @@ class SteadyTrainer(SFTTrainer):
         """Go on from a checkpoint: weights, optimizer, scheduler, scaler, random numbers, place in the data, patience."""
         self.args.eval_on_start = False  # the untrained model was measured when the run began
         self.args.restore_callback_states_from_checkpoint = True
-        counted = [event["num_tokens"] for event in history if "num_tokens" in event and event["step"] <= step_of(checkpoint)]
+        counted = [
+            event["num_tokens"] for event in history if "num_tokens" in event and event["step"] <= step_of(checkpoint)
+        ]
         self._total_train_tokens = counted[-1] if counted else 0
         forget_foreign_scaler(self)
         self.train(resume_from_checkpoint=str(checkpoint))
@@ -87,8 +89,13 @@ class SteadyTrainer(SFTTrainer):
         todo = [inputs]
         while True:
             try:
-                losses = [[super(SteadyTrainer, self).training_step(model, piece, num_items_in_batch)
-                           for piece in _pieces(batch, self.rows)] for batch in todo]  # fmt: skip
+                losses = [
+                    [
+                        super(SteadyTrainer, self).training_step(model, piece, num_items_in_batch)
+                        for piece in _pieces(batch, self.rows)
+                    ]
+                    for batch in todo
+                ]
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -101,7 +108,9 @@ class SteadyTrainer(SFTTrainer):
         loss = torch.stack(losses[-1]).sum()
         if not torch.isfinite(loss):
             self.log({"loss": loss.item()})
-            raise TrainingStopped(f"The training loss at step {self.state.global_step + 1} is not a number. {self.likely_cause}")
+            raise TrainingStopped(
+                f"The training loss at step {self.state.global_step + 1} is not a number. {self.likely_cause}"
+            )
         return loss
 
     def _forget_counts(self) -> None:
@@ -124,9 +133,15 @@ class SteadyTrainer(SFTTrainer):
             self.maybe_activation_offload_context = get_act_offloading_ctx_manager(model=self.model)
             changes, what = {"offload": True}, "activations now wait in host memory"
         else:
-            raise self.out_of_ideas() if self.out_of_ideas else TrainingStopped("Out of memory with the smallest settings.")
+            raise (
+                self.out_of_ideas()
+                if self.out_of_ideas
+                else TrainingStopped("Out of memory with the smallest settings.")
+            )
         self.on_less_memory(changes)
-        print(f"Out of memory in step {self.state.global_step + 1}: {what}. The step is done again; the result is the same.")
+        print(
+            f"Out of memory in step {self.state.global_step + 1}: {what}. The step is done again; the result is the same."
+        )
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -135,7 +150,9 @@ class SteadyTrainer(SFTTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         tokens = sum(count for _, count in self._token_losses)
         if tokens:
-            output.metrics[f"{metric_key_prefix}_loss"] = sum(loss * count for loss, count in self._token_losses) / tokens
+            output.metrics[f"{metric_key_prefix}_loss"] = (
+                sum(loss * count for loss, count in self._token_losses) / tokens
+            )
         return output
 
     def prediction_step(
@@ -168,7 +185,9 @@ def _pieces(batch: Batch, rows: int) -> Iterator[Batch]:
     total = len(batch["input_ids"])
     for start in range(0, total, rows):
         yield {
-            name: value[start : start + rows] if torch.is_tensor(value) and value.ndim and len(value) == total else value
+            name: value[start : start + rows]
+            if torch.is_tensor(value) and value.ndim and len(value) == total
+            else value
             for name, value in batch.items()
         }
 

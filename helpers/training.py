@@ -45,8 +45,20 @@ from helpers.runs import Run, continue_from, find_or_start, fingerprint
 from helpers.runtime import second_place
 from helpers.trainer import SteadyTrainer, is_out_of_memory
 
-PLANNED = ("dtype", "optimizer", "seq_len", "micro_batch", "accumulation", "checkpointing", "offload", "eval_batch", "loss_head",
-           "loss_tile", "peak_bytes", "seconds_per_step")  # fmt: skip
+PLANNED = (
+    "dtype",
+    "optimizer",
+    "seq_len",
+    "micro_batch",
+    "accumulation",
+    "checkpointing",
+    "offload",
+    "eval_batch",
+    "loss_head",
+    "loss_tile",
+    "peak_bytes",
+    "seconds_per_step",
+)
 
 
 def build_trainer(
@@ -71,7 +83,9 @@ def build_trainer(
     model = attach_lora(model, config)
     arguments = sft_config(config, plan, output_dir, len(training))
     use_one_card(arguments)
-    adapters = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapters = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     trainer = SteadyTrainer(
         model=model,
         args=arguments,
@@ -123,8 +137,10 @@ def train(
         TrainingStopped: the loss is no number any more, or the disk is full. The last checkpoint stands.
     """
     if plan.gpus > 1:
-        raise ConfigError(f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: use make_plan without gpus= here, or "
-                          "helpers.export.export_plan and `accelerate launch`.")  # fmt: skip
+        raise ConfigError(
+            f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: use make_plan without gpus= here, or "
+            "helpers.export.export_plan and `accelerate launch`."
+        )
     settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
     copies = Path(copy_to) if copy_to else second_place()
     run = continue_from(resume, settings) if resume else find_or_start(root, config.name, settings, again, copies)
@@ -147,9 +163,17 @@ def train(
 
     likely_cause = _likely_cause(config, plan)
     trainer = build_trainer(
-        config, plan, model, tokenizer, training, validation, checkpoints.checkpoints_of(run.folder),
-        on_less_memory=less_memory, out_of_ideas=lambda: DoesNotFit(what_would_fit(config, plan)), likely_cause=likely_cause,
-    )  # fmt: skip
+        config,
+        plan,
+        model,
+        tokenizer,
+        training,
+        validation,
+        checkpoints.checkpoints_of(run.folder),
+        on_less_memory=less_memory,
+        out_of_ideas=lambda: DoesNotFit(what_would_fit(config, plan)),
+        likely_cause=likely_cause,
+    )
     check_before_training(trainer, config, len(training))
     keeper = CheckpointKeeper(run, copies / run.folder.name if copies else None)
     stop = StopButton()
@@ -220,7 +244,11 @@ def with_working_head(config: TrainConfig, plan: Plan) -> Plan:
     if head == "triton":
         print("TRL's Triton kernels work on this card: computing the loss will need less memory than planned.")
         return replace(plan, gpu=gpu, loss_head=head)
-    found = "TRL's Triton kernels do not run here" if head == "torch" else "this version of TRL computes its loss in an unknown way"
+    found = (
+        "TRL's Triton kernels do not run here"
+        if head == "torch"
+        else "this version of TRL computes its loss in an unknown way"
+    )
     return _planned_again(config, plan, found, gpu, plan.optimizer)
 
 
@@ -255,9 +283,13 @@ def _with_what_was_learned(plan: Plan, run: Run, config: TrainConfig) -> Plan:
     while config.effective_batch_size % rows:
         rows -= 1
     return replace(
-        plan, micro_batch=rows, accumulation=config.effective_batch_size // rows, checkpointing=run.plan["checkpointing"],
-        offload=run.plan["offload"], eval_batch=min(plan.eval_batch, run.plan["eval_batch"]),
-    )  # fmt: skip
+        plan,
+        micro_batch=rows,
+        accumulation=config.effective_batch_size // rows,
+        checkpointing=run.plan["checkpointing"],
+        offload=run.plan["offload"],
+        eval_batch=min(plan.eval_batch, run.plan["eval_batch"]),
+    )
 
 
 def _likely_cause(config: TrainConfig, plan: Plan) -> str:
@@ -282,7 +314,9 @@ def _best_of(run: Run, checkpoint: Path) -> Path:
 def _what_stands(run: Run) -> str:
     last = checkpoints.latest_whole(run.folder)
     return (
-        f"The checkpoint of step {checkpoints.step_of(last)} in {run.folder} stands." if last else "No checkpoint was written yet."
+        f"The checkpoint of step {checkpoints.step_of(last)} in {run.folder} stands."
+        if last
+        else "No checkpoint was written yet."
     )
 
 

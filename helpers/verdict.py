@@ -34,10 +34,13 @@ def verdict(history: list[dict[str, Any]], total_steps: int | None = None) -> Ve
         history: log events with the keys that TRL writes (`step`, `loss`, `eval_loss`); a loss that was no number is None.
         total_steps: length of the run, to tell "has not begun" from "does not move".
     """
-    broken = next((event for event in history if event.get("loss", 0.0) is None or event.get("eval_loss", 0.0) is None), None)
+    broken = next(
+        (event for event in history if event.get("loss", 0.0) is None or event.get("eval_loss", 0.0) is None), None
+    )
     if broken is not None:
         return Verdict(
-            "diverged", f"diverged at step {broken['step']}: the loss is not a number. Use a third of the learning rate."
+            "diverged",
+            f"diverged at step {broken['step']}: the loss is not a number. Use a third of the learning rate.",
         )
     training = [(event["step"], event["loss"]) for event in history if "loss" in event]
     validation = [(event["step"], event["eval_loss"]) for event in history if "eval_loss" in event]
@@ -46,7 +49,8 @@ def verdict(history: list[dict[str, Any]], total_steps: int | None = None) -> Ve
 
     if training and _has_blown_up(training, untrained):
         return Verdict(
-            "diverged", f"diverging: the training loss has jumped to {training[-1][1]:.2f}. Use a third of the learning rate."
+            "diverged",
+            f"diverging: the training loss has jumped to {training[-1][1]:.2f}. Use a third of the learning rate.",
         )
     if not trained:
         return Verdict("too early", "too early to tell: wait for the next validation point")
@@ -70,7 +74,9 @@ def verdict(history: list[dict[str, Any]], total_steps: int | None = None) -> Ve
     if not earlier or last < min(earlier) * (1 - FALL):
         return Verdict("still learning", "still learning: validation keeps falling, more steps would probably help")
     if last > best * (1 + RISE):
-        return Verdict("levelled off", f"validation goes up and down around {best:.2f}: step {best_step} is the one to keep")
+        return Verdict(
+            "levelled off", f"validation goes up and down around {best:.2f}: step {best_step} is the one to keep"
+        )
     return Verdict("levelled off", f"levelled off: validation stays near {best:.2f}, so more steps change little")
 
 

@@ -9,9 +9,7 @@ import json
 import os
 from pathlib import Path
 
-PICKLES_REFUSED = (
-    "Pickled weights (.bin) are refused, because loading one can run code; convert the model to safetensors or choose another."
-)
+PICKLES_REFUSED = "Pickled weights (.bin) are refused, because loading one can run code; convert the model to safetensors or choose another."
 
 
 class WeightsError(RuntimeError):

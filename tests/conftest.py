@@ -49,10 +49,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.save_pretrained(folder)
     set_seed(0)
-    shape = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                        head_dim=16, vocab_size=len(vocabulary), tie_word_embeddings=True, max_position_embeddings=1024,
-                        initializer_range=0.1,
-                        eos_token_id=2, pad_token_id=0, bos_token_id=1)  # fmt: skip
+    shape = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(vocabulary),
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=1,
+    )
     LlamaForCausalLM(shape).save_pretrained(folder)
     return folder
 
@@ -67,7 +78,9 @@ def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, obje
     """Print a measured figure even if the test passes, so that it stands in CI's log."""
 
     def print_now(text: str) -> None:
-        if "PYTEST_XDIST_WORKER" in os.environ:  # what such a process prints is not seen: pytest_runtest_logreport prints it
+        if (
+            "PYTEST_XDIST_WORKER" in os.environ
+        ):  # what such a process prints is not seen: pytest_runtest_logreport prints it
             record_property("said", text)
             return
         with capsys.disabled():
@@ -107,11 +120,27 @@ def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: An
     from helpers.models import load_quantized
     from helpers.planner import make_plan
 
-    usual = {"name": "tiny", "r": 4, "lora_alpha": 8, "max_steps": 7, "learning_rate": 5e-3, "effective_batch_size": 4,
-             "max_length": 128, "validation_share": 0.25, "evaluations": 4}  # fmt: skip
+    usual = {
+        "name": "tiny",
+        "r": 4,
+        "lora_alpha": 8,
+        "max_steps": 7,
+        "learning_rate": 5e-3,
+        "effective_batch_size": 4,
+        "max_length": 128,
+        "validation_share": 0.25,
+        "evaluations": 4,
+    }
     config = TrainConfig(model=str(tiny_model), **(usual | settings))
     plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB))
     model, tokenizer = load_quantized(config, plan)
     examples = Dataset.from_list([to_messages(row) for row in alpaca_rows])
     training, validation = split(examples, config.validation_share, config.seed)
-    return {"config": config, "plan": plan, "model": model, "tokenizer": tokenizer, "training": training, "validation": validation}
+    return {
+        "config": config,
+        "plan": plan,
+        "model": model,
+        "tokenizer": tokenizer,
+        "training": training,
+        "validation": validation,
+    }

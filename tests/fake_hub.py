@@ -43,16 +43,31 @@ class FakeHub:
     down: bool = False
 
     def add(
-        self, name: str, files: Path | dict[str, bytes], sizes: dict[str, int] | None = None, gated: bool = False, **more: Any
+        self,
+        name: str,
+        files: Path | dict[str, bytes],
+        sizes: dict[str, int] | None = None,
+        gated: bool = False,
+        **more: Any,
     ) -> None:
         if isinstance(files, Path):
-            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in files.rglob("*") if path.is_file()}
+            files = {
+                path.relative_to(files).as_posix(): path.read_bytes() for path in files.rglob("*") if path.is_file()
+            }
         self.repositories[name] = Repository(files, sizes or {}, gated, **more)
 
     def environment(self, cache: Path, token: str = "") -> dict[str, str]:
         """What makes a Python process use this Hub, an empty cache, and that token or none."""
-        return {"HF_ENDPOINT": self.address, "HF_HOME": str(cache), "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(cache),
+            "HF_TOKEN": token,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
 
     def downloaded(self) -> list[str]:
         """The files whose content was fetched."""
@@ -108,12 +123,28 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(401 if not token else 404, "RepoNotFound", "Repository not found")
         if rest[:1] == ["resolve"]:
             return self.file(repository, "/".join(rest[2:]), token)
-        listing = [{"type": "file", "path": file, "rfilename": file, "oid": "0" * 40, "size": repository.sizes.get(file, len(content))}
-                   for file, content in repository.files.items()]  # fmt: skip
+        listing = [
+            {
+                "type": "file",
+                "path": file,
+                "rfilename": file,
+                "oid": "0" * 40,
+                "size": repository.sizes.get(file, len(content)),
+            }
+            for file, content in repository.files.items()
+        ]
         if rest[:1] == ["tree"]:
             return self.send_json(listing)
-        card = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "gated": "manual" if repository.gated else False, "tags": [],
-                "downloads": 0, "siblings": listing}  # fmt: skip
+        card = {
+            "id": name,
+            "modelId": name,
+            "sha": COMMIT,
+            "private": False,
+            "gated": "manual" if repository.gated else False,
+            "tags": [],
+            "downloads": 0,
+            "siblings": listing,
+        }
         if repository.parameters:
             card["safetensors"] = {"parameters": {"BF16": repository.parameters}, "total": repository.parameters}
         return self.send_json(card)
@@ -133,7 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name'].rpartition('/')[2]}"
             self.hub.repositories.setdefault(
-                name, Repository({}, {}, False, private=bool(asked.get("private") or asked.get("visibility") == "private"))
+                name,
+                Repository({}, {}, False, private=bool(asked.get("private") or asked.get("visibility") == "private")),
             )
             return self.send_json({"url": f"{self.hub.address}/{name}", "id": name, "name": name})
         name = "/".join(path.split("/")[3:5])
@@ -147,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
                 row = json.loads(line)
                 if row["key"] == "file":
                     self.hub.repositories[name].files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
-            return self.send_json({"commitUrl": f"{self.hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
+            return self.send_json(
+                {"commitUrl": f"{self.hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            )
         return self.send_json({})
 
     def refuse(self, status: int, code: str, message: str) -> None:

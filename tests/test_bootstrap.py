@@ -101,13 +101,18 @@ def test_the_first_cell_clones_where_there_is_no_kit_and_finds_it_the_next_time(
     subprocess.run(["git", "clone", "--quiet", str(root), str(remote)], check=True)
     subprocess.run(["git", "-C", str(remote), "tag", "--force", "v1"], check=True)
     line = next(line for line in cell.splitlines() if line.startswith("REPO, TAG"))
-    code = cell.replace(line, f'REPO, TAG = {remote.as_uri()!r}, "v1"') + "\nprint(ROOT)\nassert 'torch' not in sys.modules"
+    code = (
+        cell.replace(line, f'REPO, TAG = {remote.as_uri()!r}, "v1"')
+        + "\nprint(ROOT)\nassert 'torch' not in sys.modules"
+    )
     start = tmp_path / "content"
     (start / "deep").mkdir(parents=True)
     expected = start / "finetune-kit"
     for folder in (start, start, expected / "notebooks"):
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0 and not done.stderr, "the first thing that a reader sees, and not git's advice on tags"
+        assert done.returncode == 0 and not done.stderr, (
+            "the first thing that a reader sees, and not git's advice on tags"
+        )
         assert done.stdout.split()[-1] == str(expected)
 
 
@@ -120,7 +125,9 @@ def test_kaggles_secret_is_found_and_colabs_errors_mean_no_token(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     secrets = types.ModuleType("kaggle_secrets")
-    secrets.UserSecretsClient = lambda: types.SimpleNamespace(get_secret=lambda name: "hf_planted" if name == "HF_TOKEN" else None)
+    secrets.UserSecretsClient = lambda: types.SimpleNamespace(
+        get_secret=lambda name: "hf_planted" if name == "HF_TOKEN" else None
+    )
     monkeypatch.setitem(sys.modules, "kaggle_secrets", secrets)
     assert runtime.where() == "kaggle" and runtime.find_token()
 

@@ -33,7 +33,10 @@ def browser():
     try:
         from playwright.sync_api import sync_playwright
 
-        path, why = find_browser(), "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)"
+        path, why = (
+            find_browser(),
+            "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)",
+        )
     except ImportError:
         path, why = None, "playwright is not installed (pip install -r requirements-dev.txt)"
     if path is None:
@@ -54,8 +57,17 @@ def pictures(root) -> Path:
 
 def settings(tiny_model: Path, **more) -> str:
     """A line for the config cell: a tiny model, some seconds of training, no early stop."""
-    values = {"model": str(tiny_model), "name": "first", "max_steps": STEPS, "evaluations": 8, "eval_examples": 16, "max_length": 768,
-              "effective_batch_size": 4, "early_stopping_patience": 0, "r": 4} | more  # fmt: skip
+    values = {
+        "model": str(tiny_model),
+        "name": "first",
+        "max_steps": STEPS,
+        "evaluations": 8,
+        "eval_examples": 16,
+        "max_length": 768,
+        "effective_batch_size": 4,
+        "early_stopping_patience": 0,
+        "r": 4,
+    } | more
     return "\n".join(f"config.{name} = {value!r}" for name, value in values.items())
 
 
@@ -185,7 +197,12 @@ def test_the_panel_on_a_notebook_7_page(browser, tiny_model, root, tmp_path_fact
             notebook.choose("model", "Qwen2.5-1.5B-Instruct")
             notebook.wait_for_other_bar(before)
             notebook.section("LoRA")
-            for key in ("PageUp", "PageDown", "End", "Home"):  # Notebook 7 itself takes the arrow keys, for moving between cells
+            for key in (
+                "PageUp",
+                "PageDown",
+                "End",
+                "Home",
+            ):  # Notebook 7 itself takes the arrow keys, for moving between cells
                 before = notebook.bar()
                 notebook.press("rank r", key)
                 notebook.wait_for_other_bar(before)

@@ -30,10 +30,17 @@ def test_parameters_equal_those_of_the_real_model_class(row):
 
     shape = row.shape
     config = AutoConfig.for_model(
-        shape.model_type, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=2, num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.num_key_value_heads,
-        head_dim=shape.head_dim, vocab_size=shape.vocab_size, tie_word_embeddings=shape.tie_word_embeddings, pad_token_id=0,
-    )  # fmt: skip
+        shape.model_type,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=2,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        pad_token_id=0,
+    )
     assert ModelShape.from_config(config).linear_layers() == shape.linear_layers()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -50,9 +57,9 @@ def test_a_short_name_becomes_its_hub_id_and_anything_else_stays():
 @pytest.mark.parametrize("row", CATALOG.values(), ids=lambda row: row.short_name)
 def test_each_row_says_where_shape_licence_and_gating_come_from_or_that_nobody_looked(row):
     for said in (row.source, row.licence_source, row.gating_source):
-        assert said == "unverified" or re.search(r"github\.com/|https://|recorded|published|GGUF|wheel|card|package index", said), (
-            said
-        )
+        assert said == "unverified" or re.search(
+            r"github\.com/|https://|recorded|published|GGUF|wheel|card|package index", said
+        ), said
     assert (row.licence == "unverified") == (row.licence_source == "unverified")
 
 

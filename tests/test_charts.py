@@ -10,8 +10,14 @@ from helpers.catalog import CATALOG
 from helpers.charts import loss_chart, memory_chart
 from helpers.memory import GIB, estimate, levers
 
-HISTORY = [{"step": 0, "eval_loss": 4.0}, {"step": 5, "loss": 3.5}, {"step": 10, "loss": 2.5, "grad_norm": 1.0},
-           {"step": 10, "eval_loss": 2.8}, {"step": 20, "loss": 1.5}, {"step": 20, "eval_loss": 3.1}]  # fmt: skip
+HISTORY = [
+    {"step": 0, "eval_loss": 4.0},
+    {"step": 5, "loss": 3.5},
+    {"step": 10, "loss": 2.5, "grad_norm": 1.0},
+    {"step": 10, "eval_loss": 2.8},
+    {"step": 20, "loss": 1.5},
+    {"step": 20, "eval_loss": 3.1},
+]
 LLAMA_8B = CATALOG["Llama-3.1-8B-Instruct"].shape
 
 
@@ -34,16 +40,24 @@ def test_the_loss_chart_can_be_drawn_at_any_moment():
 
 @pytest.mark.parametrize("kind", ["overfit", "falling", "flat", "half way"])
 def test_the_name_of_the_best_step_hides_no_curve_and_stays_on_the_chart(kind):
-    validation = {"overfit": [6, 5.4, 4.1, 4.5, 5.6], "falling": [6, 5, 4.5, 4.2, 4.1], "flat": [6, 5.99, 5.98, 5.97, 5.96],
-                  "half way": [6, 5, 4.2]}[kind]  # fmt: skip
+    validation = {
+        "overfit": [6, 5.4, 4.1, 4.5, 5.6],
+        "falling": [6, 5, 4.5, 4.2, 4.1],
+        "flat": [6, 5.99, 5.98, 5.97, 5.96],
+        "half way": [6, 5, 4.2],
+    }[kind]
     history = [{"step": 2 * n, "eval_loss": loss} for n, loss in enumerate(validation)]
-    history += [{"step": 2 * n + 1, "loss": loss - (1.5 if kind == "overfit" else 0.1)} for n, loss in enumerate(validation)]
+    history += [
+        {"step": 2 * n + 1, "loss": loss - (1.5 if kind == "overfit" else 0.1)} for n, loss in enumerate(validation)
+    ]
     figure = loss_chart(history, total_steps=10)
     figure.savefig(io.BytesIO(), format="png")  # the layout is final now
     axes = figure.axes[0]
     [label] = [text for text in axes.texts if text.get_text().startswith("best:")]
     box = label.get_window_extent()
-    assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 5 and axes.bbox.y0 - 5 <= box.y0 and box.y1 <= axes.bbox.y1
+    assert (
+        axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 5 and axes.bbox.y0 - 5 <= box.y0 and box.y1 <= axes.bbox.y1
+    )
     for line in axes.lines[:2]:
         xs, ys = axes.transData.transform(line.get_xydata()).T
         dense = np.linspace(xs[0], xs[-1], 2000)
@@ -56,8 +70,13 @@ def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():
     rows = {"on": estimate(LLAMA_8B, 1, 2048), "off": estimate(LLAMA_8B, 1, 2048, checkpointing="off")}
     figure = memory_chart(rows, 8 * GIB, "RTX 4060")
     axes = figure.axes[0]
-    ends = {bar.get_y(): max(b.get_x() + b.get_width() for b in axes.patches if b.get_y() == bar.get_y()) for bar in axes.patches}
-    assert sorted(round(end, 6) for end in ends.values()) == sorted(round(row.total_bytes / GIB, 6) for row in rows.values())
+    ends = {
+        bar.get_y(): max(b.get_x() + b.get_width() for b in axes.patches if b.get_y() == bar.get_y())
+        for bar in axes.patches
+    }
+    assert sorted(round(end, 6) for end in ends.values()) == sorted(
+        round(row.total_bytes / GIB, 6) for row in rows.values()
+    )
     colours = {text.get_text(): text.get_color() for text in axes.texts}
     assert len({colours[f"{row.total_bytes / GIB:.1f}"] for row in rows.values()}) == 2
     assert "RTX 4060: 8.0" in texts(figure)

@@ -81,7 +81,9 @@ def test_the_second_place_holds_the_same_run_and_brings_it_back(tmp_path):
     assert (there / "history.jsonl").read_text() == '{"step": 6}\n' and not list(there.rglob("*.part"))
     shutil.rmtree(here)
     checkpoints.fetch(there, new)
-    assert latest_whole(new).name == "checkpoint-6" and checkpoints.best_checkpoint(new, 2).parent == new / "checkpoints"
+    assert (
+        latest_whole(new).name == "checkpoint-6" and checkpoints.best_checkpoint(new, 2).parent == new / "checkpoints"
+    )
     assert (new / "run.json").is_file()
 
 

@@ -70,14 +70,17 @@ def test_without_a_tokenizer_the_report_says_what_was_skipped(broken):
 
 def test_the_report_is_plain_and_starts_with_the_counts(broken):
     lines = str(check_examples(broken[0])).splitlines()
-    assert lines[0].endswith("38 rows read, 24 kept as 25 examples, 14 set aside") and lines[1] == "Training could start."
+    assert (
+        lines[0].endswith("38 rows read, 24 kept as 25 examples, 14 set aside") and lines[1] == "Training could start."
+    )
     assert "hf_notARealKey" not in "\n".join(lines) and "odile.marsh" not in "\n".join(lines)  # reports get shared
 
 
 def test_rejected_rows_are_saved_whole(broken, tmp_path):
     report = check_examples(broken[0])
     saved = [
-        json.loads(line) for line in report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+        json.loads(line)
+        for line in report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     lines = broken[0].read_text(encoding="utf-8").splitlines()
     assert len(saved) == report.counts["rejected"]
@@ -90,7 +93,9 @@ def test_answers_that_would_be_cut_are_set_aside_or_kept_on_request(tmp_path, to
     rows = [{"question": f"Question {n}", "answer": "word " * 10 * n + str(n)} for n in range(1, 9)]
     path = write(tmp_path / "a.jsonl", rows)
     report = check_examples(path, tokenizer, max_length=250)
-    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in words(report)
+    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in words(
+        report
+    )
     kept = check_examples(path, tokenizer, max_length=250, truncate=True)
     assert kept.counts["kept"] == 8 and kept.findings["cut"].count == 4 and kept.tokens.ended == 4
     nothing_left = check_examples(path, tokenizer, max_length=20, truncate=True)
@@ -110,18 +115,33 @@ def test_a_template_that_refuses_some_rows_costs_only_those(tmp_path, tokenizer)
         {"question": "e", "answer": "f"},
     ]
     report = check_examples(write(tmp_path / "a.jsonl", rows), strict)
-    assert report.counts["kept"] == 2 and "no system role" in report.rejected[0]["reason"] and report.rejected[0]["line"] == 2
+    assert (
+        report.counts["kept"] == 2
+        and "no system role" in report.rejected[0]["reason"]
+        and report.rejected[0]["line"] == 2
+    )
 
 
 def test_training_and_validation_files_are_compared(tmp_path):
-    write(tmp_path / "train.jsonl", [{"question": f"Question number {n} is which?", "answer": f"It is {n}."} for n in range(20)])
-    held_out = [{"question": "Question number 3 is which?", "answer": "Three."}, {"question": "New?", "answer": "New."},
-                {"question": "Question number 4 is which?", "answer": "It is 4."}]  # fmt: skip
+    write(
+        tmp_path / "train.jsonl",
+        [{"question": f"Question number {n} is which?", "answer": f"It is {n}."} for n in range(20)],
+    )
+    held_out = [
+        {"question": "Question number 3 is which?", "answer": "Three."},
+        {"question": "New?", "answer": "New."},
+        {"question": "Question number 4 is which?", "answer": "It is 4."},
+    ]
     (tmp_path / "both").mkdir()
     (tmp_path / "train.jsonl").rename(tmp_path / "both" / "train.jsonl")
     write(tmp_path / "both" / "validation.jsonl", held_out)
     report = check_examples(tmp_path / "both")
-    assert report.findings["leak"].count == 2 and report.counts == {"input": 23, "kept": 22, "rejected": 1, "examples": 22}
+    assert report.findings["leak"].count == 2 and report.counts == {
+        "input": 23,
+        "kept": 22,
+        "rejected": 1,
+        "examples": 22,
+    }
     apart = check_examples(tmp_path / "both" / "train.jsonl", validation=tmp_path / "both" / "validation.jsonl")
     assert apart.findings["leak"].count == 2 and apart.counts["input"] == 20
 
@@ -129,14 +149,22 @@ def test_training_and_validation_files_are_compared(tmp_path):
 def test_mixed_forms_are_not_mixed(tmp_path):
     rows = [{"text": f"A text, number {n}."} for n in range(3)] + [{"question": "a", "answer": "b"}]
     report = check_examples(write(tmp_path / "a.jsonl", rows))
-    assert report.examples.column_names == ["text", "group"] and report.counts["kept"] == 3 and "other form" in report.findings
+    assert (
+        report.examples.column_names == ["text", "group"]
+        and report.counts["kept"] == 3
+        and "other form" in report.findings
+    )
     assert "loss counts every token" in str(report)
 
 
 @pytest.mark.parametrize("name", ["empty.jsonl", "header.csv", "one.jsonl", "nulls.jsonl"])
 def test_what_cannot_train_says_so(tmp_path, name, capsys):
-    content = {"empty.jsonl": "", "header.csv": "question,answer\n", "one.jsonl": '{"question": "a", "answer": "b"}\n',
-               "nulls.jsonl": '{"question": null, "answer": null}\n' * 5}[name]  # fmt: skip
+    content = {
+        "empty.jsonl": "",
+        "header.csv": "question,answer\n",
+        "one.jsonl": '{"question": "a", "answer": "b"}\n',
+        "nulls.jsonl": '{"question": null, "answer": null}\n' * 5,
+    }[name]
     (tmp_path / name).write_text(content)
     assert main([str(tmp_path / name)]) == 1
     said = capsys.readouterr().out
@@ -149,9 +177,20 @@ def test_what_cannot_train_says_so(tmp_path, name, capsys):
 def test_odd_values_never_stop_the_check(tmp_path):
     loop: list = []
     loop.append(loop)
-    rows = [{"question": "a", "answer": "b"}, {"question": loop, "answer": "b"}, {1: "x", None: "y"}, {"question": b"\xff", "answer": "b"},
-            {"question": "a", "answer": pd.Timestamp(0)}, {"question": "lone \ud800", "answer": "b"}, {("a", "b"): 1}, "text", None, 3.5,
-            {"question": "c" * 10_000_000, "answer": "d"}, {"question": "e", "answer": "f"}]  # fmt: skip
+    rows = [
+        {"question": "a", "answer": "b"},
+        {"question": loop, "answer": "b"},
+        {1: "x", None: "y"},
+        {"question": b"\xff", "answer": "b"},
+        {"question": "a", "answer": pd.Timestamp(0)},
+        {"question": "lone \ud800", "answer": "b"},
+        {("a", "b"): 1},
+        "text",
+        None,
+        3.5,
+        {"question": "c" * 10_000_000, "answer": "d"},
+        {"question": "e", "answer": "f"},
+    ]
     report = check_examples(rows)
     assert report.counts["kept"] == 3 and report.counts["rejected"] == 9
     lines = report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
@@ -162,22 +201,32 @@ def test_files_in_the_shape_of_well_known_projects_load_without_a_word(tmp_path)
     """Shapes of Alpaca, Dolly, OpenAI's fine-tuning files, ShareGPT, GSM8K and TRL, with text of our own."""
     import gzip
 
-    say = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Tide?"}, {"from": "gpt", "value": "At six."},
-           {"from": "human", "value": "And then?"}, {"from": "gpt", "value": "At noon."}]  # fmt: skip
+    say = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Tide?"},
+        {"from": "gpt", "value": "At six."},
+        {"from": "human", "value": "And then?"},
+        {"from": "gpt", "value": "At noon."},
+    ]
     chat = [
         {"role": "system", "content": "You are terse."},
         {"role": "user", "content": "Moon?"},
         {"role": "assistant", "content": "Full."},
     ]
     files = {
-        "alpaca_data.json": json.dumps([{"instruction": "Name a bird.", "input": "", "output": "A tern."},
-                                        {"instruction": "Translate.", "input": "Meer", "output": "Sea"}], indent=4).encode(),
+        "alpaca_data.json": json.dumps(
+            [
+                {"instruction": "Name a bird.", "input": "", "output": "A tern."},
+                {"instruction": "Translate.", "input": "Meer", "output": "Sea"},
+            ],
+            indent=4,
+        ).encode(),
         "databricks-dolly.jsonl": b'{"instruction": "Who?", "context": "Ida.", "response": "Ida it is.", "category": "closed_qa"}\n',
         "openai_chat.jsonl": (json.dumps({"messages": chat}) + "\n").encode(),
         "sharegpt_V3.json": json.dumps([{"id": "a1_0", "conversations": say}]).encode(),
         "gsm8k.jsonl.gz": gzip.compress(b'{"question": "2 boats and 3?", "answer": "2 + 3 = 5\\n#### 5"}\n'),
-        "qa.csv": "Question,Answer\n\"Which way, north?\",\"Yes,\nnorth\"\n".encode("utf-16"),
-    }  # fmt: skip
+        "qa.csv": 'Question,Answer\n"Which way, north?","Yes,\nnorth"\n'.encode("utf-16"),
+    }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     pd.DataFrame({"prompt": [chat[:2]], "completion": [[{"role": "assistant", "content": "Half."}]]}).to_parquet(
@@ -198,8 +247,17 @@ def sized(path, count):
 
     chosen = random.Random(count)
     words = ["".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=chosen.randint(2, 9))) for _ in range(8000)]
-    return write(path, ({"instruction": f"{n}: {' '.join(chosen.choices(words, k=25))}?", "input": "", "output": " ".join(chosen.choices(words, k=50))}
-                        for n in range(count)))  # fmt: skip
+    return write(
+        path,
+        (
+            {
+                "instruction": f"{n}: {' '.join(chosen.choices(words, k=25))}?",
+                "input": "",
+                "output": " ".join(chosen.choices(words, k=50)),
+            }
+            for n in range(count)
+        ),
+    )
 
 
 def test_ten_thousand_rows_take_ten_seconds_or_less(tmp_path, say):

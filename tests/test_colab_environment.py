@@ -44,10 +44,12 @@ def test_the_python_that_runs_this_will_do_if_it_is_the_right_one():
 
 @pytest.mark.parametrize(
     ("python", "free_gb", "taken", "reason"),
-    [("/usr/bin/python3.13", DISK_GB, ("/usr/bin/python3.13", "torch==2.11.0"), "Colab's own pair"),
-     ("/usr/bin/python3.13", DISK_GB - 1, (sys.executable, NEAREST_TORCH), "only 14 GB of disk are free"),
-     (None, 100, (sys.executable, NEAREST_TORCH), "no Python 3.13 was found")],
-)  # fmt: skip
+    [
+        ("/usr/bin/python3.13", DISK_GB, ("/usr/bin/python3.13", "torch==2.11.0"), "Colab's own pair"),
+        ("/usr/bin/python3.13", DISK_GB - 1, (sys.executable, NEAREST_TORCH), "only 14 GB of disk are free"),
+        (None, 100, (sys.executable, NEAREST_TORCH), "no Python 3.13 was found"),
+    ],
+)
 def test_the_real_pair_is_taken_where_it_can_be_and_the_reason_is_said(python, free_gb, taken, reason):
     pair = choose(python, free_gb * GB, "torch==2.11.0")
     assert (pair.python, pair.torch) == taken and reason in pair.why

@@ -21,7 +21,9 @@ def test_a_sweep_trains_each_variation_once_and_compares_them(job, tmp_path, cap
     assert list(table["r"]) == [2, 8, 4] and list(table["checkpointing"]) == ["off", "off", "on"]
     assert table["best validation loss"].notna().all() and (table["peak GiB"] > 0).all()
     assert all(run.seconds > 0 for run in runs)
-    assert list(table["minutes"]) == [round(run.seconds / 60, 2) for run in runs]  # 0.0 where the tiny model trains in no time
+    assert list(table["minutes"]) == [
+        round(run.seconds / 60, 2) for run in runs
+    ]  # 0.0 where the tiny model trains in no time
     assert "seed" not in table and "model" not in table
     figure.savefig(io.BytesIO(), format="png")
     assert len(figure.axes[0].get_legend().get_texts()) == 3

@@ -30,8 +30,11 @@ MODES = ("off", "selective", "on")
 
 def mode_of_layers(model):
     """Read from the function that each layer calls: none, PyTorch's checkpoint, or that with TRL's context."""
-    functions = [module._gradient_checkpointing_func if module.gradient_checkpointing else None
-                 for module in model.modules() if hasattr(module, "gradient_checkpointing")]  # fmt: skip
+    functions = [
+        module._gradient_checkpointing_func if module.gradient_checkpointing else None
+        for module in model.modules()
+        if hasattr(module, "gradient_checkpointing")
+    ]
     kinds = {"off" if f is None else "selective" if "context_fn" in f.keywords else "on" for f in functions}
     assert len(functions) >= 2 and len(kinds) == 1
     return kinds.pop()
@@ -131,7 +134,9 @@ def test_a_trainer_built_by_hand_is_probed_too(job, tmp_path, monkeypatch):
     assert asked and trl_kernels._use_triton(torch.device("cuda")) is False
 
 
-@pytest.mark.parametrize("head, device, wanted", [("torch", "cuda", False), ("triton", "cuda", True), ("triton", "cpu", False)])
+@pytest.mark.parametrize(
+    "head, device, wanted", [("torch", "cuda", False), ("triton", "cuda", True), ("triton", "cpu", False)]
+)
 def test_the_head_runs_as_planned(monkeypatch, head, device, wanted):
     for module, names in compat.TRL_NAMES.items():
         for name in names:
@@ -141,8 +146,11 @@ def test_the_head_runs_as_planned(monkeypatch, head, device, wanted):
     assert trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE == 1024 and trl_utils._use_triton(torch.device(device))
 
 
-@pytest.mark.parametrize("module, name", [(module, name) for module, names in compat.TRL_NAMES.items() for name in names],
-                         ids=lambda value: getattr(value, "__name__", value))  # fmt: skip
+@pytest.mark.parametrize(
+    "module, name",
+    [(module, name) for module, names in compat.TRL_NAMES.items() for name in names],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_a_name_that_trl_no_longer_has_is_missed_and_nothing_is_assigned(monkeypatch, module, name):
     monkeypatch.delattr(module, name)
     assert compat.missing_names() == [f"{module.__name__}.{name}"] and compat.working_head() == "full"
@@ -169,12 +177,19 @@ def test_full_logits_give_the_loss_and_the_gradient_of_trls_head(job, tmp_path, 
 
 def test_a_plan_says_when_trl_is_not_as_the_kit_knows_it(monkeypatch, job, tmp_path, capsys):
     monkeypatch.setattr("helpers.planner.missing_names", lambda: ["trl.x"])
-    monkeypatch.setattr("helpers.planner.dry_run", lambda step: pytest.fail("planned with TRL's head") if step.loss_head != "full" else DRY)
+    monkeypatch.setattr(
+        "helpers.planner.dry_run",
+        lambda step: pytest.fail("planned with TRL's head") if step.loss_head != "full" else DRY,
+    )
     plan = make_plan(CONFIG, KNOWN_GPUS["T4"])
     assert plan.loss_head == "full" and "all logits at once" in str(plan)
     monkeypatch.setattr(training, "working_head", lambda: "full")  # in training, where the plan was made by the formula
     run = train(**job, root=tmp_path)
-    assert run.finished and run.plan["loss_head"] == "full" and "computes its loss in an unknown way" in capsys.readouterr().out
+    assert (
+        run.finished
+        and run.plan["loss_head"] == "full"
+        and "computes its loss in an unknown way" in capsys.readouterr().out
+    )
 
 
 DRY = SimpleNamespace(reserved=2**30, allocated=2**30, flops=1, bytes_moved=1)
@@ -186,7 +201,11 @@ DRY = SimpleNamespace(reserved=2**30, allocated=2**30, flops=1, bytes_moved=1)
 def test_keys_are_repeated_for_cards_without_flash_attention_and_only_for_them(tiny_model, monkeypatch):
     monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
     key = torch.zeros(1, 2, 4, 16)
-    for card, repeated in ((KNOWN_GPUS["T4"], True), (KNOWN_GPUS["RTX 3060"], False), (replace(KNOWN_GPUS["RTX 3060"], flash=False), True)):
+    for card, repeated in (
+        (KNOWN_GPUS["T4"], True),
+        (KNOWN_GPUS["RTX 3060"], False),
+        (replace(KNOWN_GPUS["RTX 3060"], flash=False), True),
+    ):
         monkeypatch.setattr("helpers.models.AutoModelForCausalLM.from_pretrained", functools.partial(stop, card))
         with pytest.raises(InterruptedError):
             config = TrainConfig(model=str(tiny_model), max_length=128)
@@ -252,4 +271,7 @@ def test_a_run_begun_with_another_optimizer_is_planned_with_it(monkeypatch, caps
     assert changed.optimizer == "adamw_torch" and changed.memory.parts["optimizer"] > 3 * plan.memory.parts["optimizer"]
     assert "this run was begun with adamw_torch" in capsys.readouterr().out
     cpu = make_plan(CONFIG, Gpu("CPU", "cpu", 2**35, 2**34))
-    assert training._planned_for_now(CONFIG, cpu, SimpleNamespace(plan={"optimizer": "adamw_8bit"})).optimizer == "adamw_8bit"
+    assert (
+        training._planned_for_now(CONFIG, cpu, SimpleNamespace(plan={"optimizer": "adamw_8bit"})).optimizer
+        == "adamw_8bit"
+    )

@@ -11,10 +11,23 @@ def test_defaults_are_valid_and_plain_values():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("r", 0), ("lora_dropout", 1.0), ("learning_rate", 0), ("learning_rate", -1e-4), ("validation_share", 0.5),
-     ("validation_share", 0), ("max_steps", 0), ("max_steps", -2), ("num_train_epochs", 0), ("effective_batch_size", 0),
-     ("quantization", "int3"), ("name", "a/b"), ("name", ""), ("name", "..")],
-)  # fmt: skip
+    [
+        ("r", 0),
+        ("lora_dropout", 1.0),
+        ("learning_rate", 0),
+        ("learning_rate", -1e-4),
+        ("validation_share", 0.5),
+        ("validation_share", 0),
+        ("max_steps", 0),
+        ("max_steps", -2),
+        ("num_train_epochs", 0),
+        ("effective_batch_size", 0),
+        ("quantization", "int3"),
+        ("name", "a/b"),
+        ("name", ""),
+        ("name", ".."),
+    ],
+)
 def test_an_impossible_value_is_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
         TrainConfig(**{field: value})

@@ -51,11 +51,13 @@ def test_a_missing_file_names_the_path_that_was_looked_at(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"question": "a", "category": "b"}\n', r"no column for the answer; found question, category \(line 1\)"),
-     ('\n{"instruction": "a", "output": " "}\n', r"'output' is empty \(line 2\)"),
-     ("not json\n", r"not readable as JSON.*column 1"),
-     ("", "a.jsonl is empty")],
-)  # fmt: skip
+    [
+        ('{"question": "a", "category": "b"}\n', r"no column for the answer; found question, category \(line 1\)"),
+        ('\n{"instruction": "a", "output": " "}\n', r"'output' is empty \(line 2\)"),
+        ("not json\n", r"not readable as JSON.*column 1"),
+        ("", "a.jsonl is empty"),
+    ],
+)
 def test_bad_files_get_one_sentence(tmp_path, content, message):
     file = tmp_path / "a.jsonl"
     file.write_text(content)
@@ -64,7 +66,11 @@ def test_bad_files_get_one_sentence(tmp_path, content, message):
 
 
 def test_rows_that_cannot_be_used_are_set_aside_and_said_in_one_line(tmp_path, capsys):
-    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
+    rows = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "c", "output": ""},
+        {"instruction": "d", "output": "e"},
+    ]
     examples = load_examples(write(tmp_path / "a.jsonl", rows), rejected=tmp_path / "rejected.jsonl")
     said = capsys.readouterr().out
     assert (
@@ -131,7 +137,20 @@ def test_equal_questions_or_answers_never_straddle_the_split(tmp_path):
 
 
 def test_near_duplicates_never_straddle_the_split(tmp_path):
-    subjects = ["gate", "kettle", "spade", "lamp", "basket", "rake", "bench", "vase", "hose", "ladder", "clock", "stool"]
+    subjects = [
+        "gate",
+        "kettle",
+        "spade",
+        "lamp",
+        "basket",
+        "rake",
+        "bench",
+        "vase",
+        "hose",
+        "ladder",
+        "clock",
+        "stool",
+    ]
     rows = []
     for number, subject in enumerate(subjects):
         for politeness in ("please", "kindly", "today"):
@@ -149,7 +168,11 @@ def test_near_duplicates_never_straddle_the_split(tmp_path):
 
 def test_a_conversation_stays_whole(tmp_path):
     talk = [
-        {"messages": [{"role": role, "content": f"{role} {n} {turn}"} for turn in range(3) for role in ("user", "assistant")]}
+        {
+            "messages": [
+                {"role": role, "content": f"{role} {n} {turn}"} for turn in range(3) for role in ("user", "assistant")
+            ]
+        }
         for n in range(20)
     ]
     examples = load(tmp_path / "a.jsonl", talk)
@@ -167,7 +190,9 @@ def test_labels_may_be_on_both_sides(tmp_path):
 
 
 def test_plain_text_is_split_too(tmp_path):
-    examples = load(tmp_path / "a.jsonl", [{"text": f"This is text {n // 2} of a few{'.' * (n % 2)}"} for n in range(20)])
+    examples = load(
+        tmp_path / "a.jsonl", [{"text": f"This is text {n // 2} of a few{'.' * (n % 2)}"} for n in range(20)]
+    )
     training, validation = split(examples, 0.2, seed=0)
     assert training.column_names == ["text"] and len(validation) == 4
     assert not {x["text"].strip(".") for x in training} & {x["text"].strip(".") for x in validation}
@@ -189,7 +214,9 @@ def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_s
 
     done = run("data_samples/customer_support.jsonl")
     assert (
-        done.returncode == 0 and "574 rows read, 574 kept, 0 set aside" in done.stdout and "tokens were not checked" in done.stdout
+        done.returncode == 0
+        and "574 rows read, 574 kept, 0 set aside" in done.stdout
+        and "tokens were not checked" in done.stdout
     )
     bad = run(str(write(tmp_path / "bad.jsonl", [{"a": 1}])))
     assert bad.returncode == 1 and "Training cannot start" in bad.stdout and "Traceback" not in bad.stderr
@@ -197,9 +224,15 @@ def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_s
 
 def test_the_command_line_checks_tokens_with_a_model(root, tiny_model, tmp_path, capsys):
     sample = str(root / "data_samples/customer_support.jsonl")
-    assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--rejected", str(tmp_path / "r.jsonl")]) == 0
+    assert (
+        main([sample, "--model", str(tiny_model), "--max-length", "500", "--rejected", str(tmp_path / "r.jsonl")]) == 0
+    )
     said = capsys.readouterr().out
-    assert "answers longer than the sequence length" in said and "max_length 500 covers" in said and (tmp_path / "r.jsonl").exists()
+    assert (
+        "answers longer than the sequence length" in said
+        and "max_length 500 covers" in said
+        and (tmp_path / "r.jsonl").exists()
+    )
     assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--truncate"]) == 0
     assert "574 kept" in capsys.readouterr().out
     assert main([sample, "--model", str(tiny_model), "--max-length", "10", "--truncate"]) == 1
@@ -207,7 +240,9 @@ def test_the_command_line_checks_tokens_with_a_model(root, tiny_model, tmp_path,
 
 
 def test_the_examples_table(tmp_path):
-    table = examples_table(load(tmp_path / "a.jsonl", [{"question": "q" * 500, "answer": "a"}, {"question": "x", "answer": "y"}]))
+    table = examples_table(
+        load(tmp_path / "a.jsonl", [{"question": "q" * 500, "answer": "a"}, {"question": "x", "answer": "y"}])
+    )
     assert list(table["answer"]) == ["a", "y"] and len(table["question"][0]) == 200
 
 

@@ -19,12 +19,44 @@ TEXTS = st.text(CHARACTERS, max_size=30) | st.sampled_from(
     ["", " ", "\x00", "Ã©", "a@b.co", "[", "[{", "[[]]", "nan", "\ufeff", "1e999"]
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.binary(max_size=8)
-NAMES = st.sampled_from(["instruction", "input", "output", "question", "answer", "messages", "conversations", "text", "role", "content", "from",
-                         "value", "system", "history", "prompt", "completion", "weight", "split"]) | TEXTS  # fmt: skip
-TURN = st.fixed_dictionaries({}, optional={"role": st.sampled_from(["system", "user", "assistant", "gpt", "x", None]) | LEAVES, "content": LEAVES,
-                                           "from": LEAVES, "value": LEAVES, "weight": LEAVES})  # fmt: skip
+NAMES = (
+    st.sampled_from(
+        [
+            "instruction",
+            "input",
+            "output",
+            "question",
+            "answer",
+            "messages",
+            "conversations",
+            "text",
+            "role",
+            "content",
+            "from",
+            "value",
+            "system",
+            "history",
+            "prompt",
+            "completion",
+            "weight",
+            "split",
+        ]
+    )
+    | TEXTS
+)
+TURN = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["system", "user", "assistant", "gpt", "x", None]) | LEAVES,
+        "content": LEAVES,
+        "from": LEAVES,
+        "value": LEAVES,
+        "weight": LEAVES,
+    },
+)
 VALUES = st.recursive(
-    LEAVES | st.lists(TURN, max_size=5), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4)
+    LEAVES | st.lists(TURN, max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
 )
 RECORDS = st.dictionaries(NAMES, VALUES, max_size=5) | VALUES
 CAREFUL = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
@@ -66,8 +98,10 @@ def test_arbitrary_rows_as_json_lines(tmp_path_factory, rows, ascii_only):
 
 
 @CAREFUL
-@given(content=st.binary(max_size=400) | TEXTS.map(lambda text: text.encode("utf-16", "surrogatepass")),
-       name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt", "a.jsonl.gz", "a"]))  # fmt: skip
+@given(
+    content=st.binary(max_size=400) | TEXTS.map(lambda text: text.encode("utf-16", "surrogatepass")),
+    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt", "a.jsonl.gz", "a"]),
+)
 def test_arbitrary_bytes_as_a_file(tmp_path_factory, content, name):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
@@ -93,8 +127,13 @@ def test_arbitrary_fields_in_a_csv(tmp_path_factory, rows):
 
 # ------------------------------------------------------------------------------------------------ mutated files
 
-ROWS = [{"instruction": f'Ask "{n}", please\nnow é{n}', "input": "", "output": f"Answer, number {n}."} for n in range(12)]
-CHATS = [{"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": f"Hello {n}!"}]} for n in range(8)]
+ROWS = [
+    {"instruction": f'Ask "{n}", please\nnow é{n}', "input": "", "output": f"Answer, number {n}."} for n in range(12)
+]
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": f"Hello {n}!"}]}
+    for n in range(8)
+]
 
 
 def originals():
@@ -102,10 +141,14 @@ def originals():
     packed = io.BytesIO()
     pd.DataFrame(ROWS).to_parquet(packed)
     return {
-        "a.jsonl": lines, "chat.jsonl": "".join(json.dumps(row) + "\n" for row in CHATS).encode(), "b.json": json.dumps(ROWS, indent=1).encode(),
-        "c.csv": pd.DataFrame(ROWS).to_csv(index=False).encode(), "d.tsv": pd.DataFrame(ROWS).to_csv(index=False, sep="\t").encode("utf-16"),
-        "e.parquet": packed.getvalue(), "f.jsonl.gz": gzip.compress(lines, mtime=0),
-    }  # fmt: skip
+        "a.jsonl": lines,
+        "chat.jsonl": "".join(json.dumps(row) + "\n" for row in CHATS).encode(),
+        "b.json": json.dumps(ROWS, indent=1).encode(),
+        "c.csv": pd.DataFrame(ROWS).to_csv(index=False).encode(),
+        "d.tsv": pd.DataFrame(ROWS).to_csv(index=False, sep="\t").encode("utf-16"),
+        "e.parquet": packed.getvalue(),
+        "f.jsonl.gz": gzip.compress(lines, mtime=0),
+    }
 
 
 def mutate(content, chosen):
@@ -120,7 +163,21 @@ def mutate(content, chosen):
             del data[at : at + length]
         elif kind == 2:
             data[at:at] = chosen.choice(
-                [b'"', b"\n", b"{", b"}", b"[", b",", b"\x00", b"\xff", b"null", b"\\", b"\xef\xbb\xbf", b"\r", b"\xed\xa0\x80"]
+                [
+                    b'"',
+                    b"\n",
+                    b"{",
+                    b"}",
+                    b"[",
+                    b",",
+                    b"\x00",
+                    b"\xff",
+                    b"null",
+                    b"\\",
+                    b"\xef\xbb\xbf",
+                    b"\r",
+                    b"\xed\xa0\x80",
+                ]
             )
         elif kind == 3:
             data[at:at] = data[at : at + length]

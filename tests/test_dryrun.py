@@ -8,13 +8,31 @@ import pytest
 
 from helpers.dryrun import DryRunError, Step, dry_run, step_from_row
 
-LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": False, "max_position_embeddings": 2048, "pad_token_id": 0}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 4096,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+}
 QWEN2 = LLAMA | {"model_type": "qwen2"}  # biases on q, k, v
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 64}  # norms on q and k
 TIED = LLAMA | {"tie_word_embeddings": True, "vocab_size": 40000}  # two tiles of the loss head
-COMMON = {"micro_batch": 2, "seq_len": 96, "dtype": "float32", "attention": "math", "loss_head": "torch", "autocast": False,
-          "optimizer": "adamw_torch", "r": 8}  # fmt: skip
+COMMON = {
+    "micro_batch": 2,
+    "seq_len": 96,
+    "dtype": "float32",
+    "attention": "math",
+    "loss_head": "torch",
+    "autocast": False,
+    "optimizer": "adamw_torch",
+    "r": 8,
+}
 SETTINGS = {
     "gqa, nf4, checkpointing": Step(LLAMA, **COMMON),
     "no checkpointing": Step(LLAMA, **COMMON | {"checkpointing": "off"}),
@@ -26,9 +44,11 @@ SETTINGS = {
     "query and key norms": Step(QWEN3, **COMMON | {"checkpointing": "off"}),
     "tied embeddings, two tiles": Step(TIED, **COMMON | {"micro_batch": 1}),
     "full logits": Step(TIED, **COMMON | {"micro_batch": 1, "loss_head": "full", "checkpointing": "off"}),
-    "eager attention, bf16": Step(LLAMA, **COMMON | {"attention": "eager", "dtype": "bfloat16", "adapter_dtype": "bfloat16"}),
+    "eager attention, bf16": Step(
+        LLAMA, **COMMON | {"attention": "eager", "dtype": "bfloat16", "adapter_dtype": "bfloat16"}
+    ),
     "rank 64 on two layers": Step(LLAMA, **COMMON | {"r": 64, "target_modules": ["q_proj", "v_proj"]}),
-}  # fmt: skip
+}
 # As a real batch is: shorter examples are padded, so there is a mask, no "is causal", and keys are repeated for every head.
 PADDED = {
     f"padded, {name}": Step(model, **COMMON | {"masked": True} | changes)
@@ -80,7 +100,12 @@ def test_a_padded_batch_needs_its_mask_and_repeated_keys(attention, checkpointin
 def test_segments_are_counted_as_they_will_be_used():
     from dataclasses import replace
 
-    step = Step(LLAMA | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64}, 3, 700, checkpointing="off")
+    step = Step(
+        LLAMA | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64},
+        3,
+        700,
+        checkpointing="off",
+    )
     fixed, growing = dry_run(step), dry_run(replace(step, expandable=True))
     assert fixed.live_peak == growing.live_peak and growing.allocated <= growing.reserved < fixed.reserved
 
@@ -108,8 +133,11 @@ def test_attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys
     from helpers.tracker import LiveBytes
 
     aten = torch.ops.aten
-    query, key = (torch.empty(2, heads, 96, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 8))
+    query, key = (
+        torch.empty(2, heads, 96, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 8)
+    )
     for kernel in ("flash", "efficient"):
+
         def attend(query, key, kernel=kernel):
             if kernel == "flash":
                 return aten._scaled_dot_product_flash_attention(query, key, key, 0.0, True)[0]
@@ -144,7 +172,9 @@ def test_a_worker_whose_trl_lacks_a_name_says_which(monkeypatch):
 
     from helpers import dryrun_worker
 
-    monkeypatch.setattr(torch, "is_autocast_enabled", torch.is_autocast_enabled)  # the worker replaces it, and this is not its process
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", torch.is_autocast_enabled
+    )  # the worker replaces it, and this is not its process
     assert dryrun_worker.missing_names() == []
     monkeypatch.setattr(dryrun_worker, "missing_names", lambda: ["trl.gone"])
     with pytest.raises(RuntimeError, match=r"TRL has no trl\.gone"):
@@ -159,14 +189,20 @@ def test_more_tokens_more_memory_less_checkpointing_more_memory():
     off, selective, on = (dry_run(replace(step, checkpointing=mode)).allocated for mode in ("off", "selective", "on"))
     assert off > selective > on
     offloaded = dry_run(replace(step, offload=True, seq_len=1024, checkpointing="off"))
-    assert offloaded.allocated < dry_run(replace(step, seq_len=1024, checkpointing="off")).allocated and offloaded.host > 0
+    assert (
+        offloaded.allocated < dry_run(replace(step, seq_len=1024, checkpointing="off")).allocated and offloaded.host > 0
+    )
 
 
 def test_a_small_tile_helps_where_there_is_no_triton():
     from dataclasses import replace
 
     step = Step(TIED | {"vocab_size": 128256}, 2, 1024, loss_head="torch")
-    large, small, triton = dry_run(step), dry_run(replace(step, loss_tile=4096)), dry_run(replace(step, loss_head="triton"))
+    large, small, triton = (
+        dry_run(step),
+        dry_run(replace(step, loss_tile=4096)),
+        dry_run(replace(step, loss_head="triton")),
+    )
     assert large.allocated > 1.5 * small.allocated
     assert triton.allocated < large.allocated
 
@@ -191,9 +227,19 @@ def test_the_callers_process_stays_clean():
     import torch
     import trl.kernels.chunked_logprob as trl_kernels
 
-    before = (torch.nn.functional.linear, torch.nn.functional.softmax, torch.is_autocast_enabled, trl_kernels._forward_tile)
+    before = (
+        torch.nn.functional.linear,
+        torch.nn.functional.softmax,
+        torch.is_autocast_enabled,
+        trl_kernels._forward_tile,
+    )
     dry_run(Step(LLAMA, 1, 64))
-    assert before == (torch.nn.functional.linear, torch.nn.functional.softmax, torch.is_autocast_enabled, trl_kernels._forward_tile)
+    assert before == (
+        torch.nn.functional.linear,
+        torch.nn.functional.softmax,
+        torch.is_autocast_enabled,
+        trl_kernels._forward_tile,
+    )
     weight = torch.randn(128, 128)
     packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     assert (bnb.functional.dequantize_4bit(packed, state) - weight).abs().mean() < 0.15
@@ -205,12 +251,19 @@ def test_the_command_checks_a_card_from_a_csv_file(root, tmp_path):
     rows = (root / "benchmarks/data/t4_measured.csv").read_text().splitlines()[1:]
     first = next(row for row in rows if row.startswith("SmolLM2-135M"))
     (tmp_path / "mine.csv").write_text(f"{header}\n{first}\n")
-    done = subprocess.run([sys.executable, "-m", "helpers.dryrun", str(tmp_path / "mine.csv")], cwd=root, capture_output=True, text=True,
-                          env=os.environ)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.dryrun", str(tmp_path / "mine.csv")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines[0] == f"{header},predicted_allocated_mib,predicted_reserved_mib"
     assert lines[1].startswith(first) and len(lines) == 4
-    assert lines[2].startswith("allocated: mean ") and lines[3].startswith("reserved: mean ") and " %, worst " in lines[3]
+    assert (
+        lines[2].startswith("allocated: mean ") and lines[3].startswith("reserved: mean ") and " %, worst " in lines[3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,14 +278,37 @@ def test_a_csv_file_that_cannot_be_used_gets_one_sentence(root, tmp_path, conten
 
 
 def test_rows_without_the_extra_columns_mean_the_recorded_recipe():
-    row = {"model": "Qwen2.5-1.5B-Instruct", "hidden_size": "1", "intermediate_size": "1", "num_hidden_layers": "1",
-           "num_attention_heads": "1", "num_key_value_heads": "1", "head_dim": "1", "vocab_size": "1", "tie_word_embeddings": "True",
-           "base_weights": "nf4", "double_quant": "False", "compute_dtype": "float16", "attention": "sdpa-efficient",
-           "gradient_checkpointing": "True", "optimizer": "adamw_torch_fp32", "lora_rank": "32", "lora_targets": "q_proj+k_proj",
-           "batch_size": "2", "seq_len": "1024"}  # fmt: skip
+    row = {
+        "model": "Qwen2.5-1.5B-Instruct",
+        "hidden_size": "1",
+        "intermediate_size": "1",
+        "num_hidden_layers": "1",
+        "num_attention_heads": "1",
+        "num_key_value_heads": "1",
+        "head_dim": "1",
+        "vocab_size": "1",
+        "tie_word_embeddings": "True",
+        "base_weights": "nf4",
+        "double_quant": "False",
+        "compute_dtype": "float16",
+        "attention": "sdpa-efficient",
+        "gradient_checkpointing": "True",
+        "optimizer": "adamw_torch_fp32",
+        "lora_rank": "32",
+        "lora_targets": "q_proj+k_proj",
+        "batch_size": "2",
+        "seq_len": "1024",
+    }
     step = step_from_row(row)
-    assert (step.model["model_type"], step.loss_head, step.fp32_upcast, step.adapter_dtype) == ("qwen2", "full", True, "float32")
-    other = step_from_row(row | {"model_type": "llama", "loss_head": "triton", "fp32_upcast": "False", "adapter_dtype": "bfloat16"})
+    assert (step.model["model_type"], step.loss_head, step.fp32_upcast, step.adapter_dtype) == (
+        "qwen2",
+        "full",
+        True,
+        "float32",
+    )
+    other = step_from_row(
+        row | {"model_type": "llama", "loss_head": "triton", "fp32_upcast": "False", "adapter_dtype": "bfloat16"}
+    )
     assert (other.model["model_type"], other.loss_head, other.fp32_upcast, other.adapter_dtype) == (
         "llama",
         "triton",

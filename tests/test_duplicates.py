@@ -28,7 +28,9 @@ def test_texts_that_differ_in_a_word_or_in_form_are_near_duplicates():
 
 
 def test_short_texts_are_duplicates_only_if_they_are_equal():
-    assert near_duplicates(["What is 3 plus 3?", "What is 4 plus 4?", "what is 3, plus 3", "", "", "日本", "日本。"]) == [
+    assert near_duplicates(
+        ["What is 3 plus 3?", "What is 4 plus 4?", "what is 3, plus 3", "", "", "日本", "日本。"]
+    ) == [
         [0, 2],
         [3, 4],
         [5, 6],
@@ -36,7 +38,9 @@ def test_short_texts_are_duplicates_only_if_they_are_equal():
 
 
 def test_a_shared_introduction_does_not_make_texts_alike():
-    introduction = "Read the following report of a clinical trial with care and then summarise it for a patient in plain words: "
+    introduction = (
+        "Read the following report of a clinical trial with care and then summarise it for a patient in plain words: "
+    )
     assert near_duplicates(introduction + text for text in make(200, words=12)) == []
 
 

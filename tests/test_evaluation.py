@@ -51,8 +51,14 @@ def test_a_fresh_adapter_changes_nothing_and_every_test_says_so(job, tmp_path):
 
 
 def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
-    result = ev.evaluate(run, job["tokenizer"], job["validation"], score=ev.token_f1, max_new_tokens=24,
-                         general_prompts=["What is water?", "Who was Ada?"])  # fmt: skip
+    result = ev.evaluate(
+        run,
+        job["tokenizer"],
+        job["validation"],
+        score=ev.token_f1,
+        max_new_tokens=24,
+        general_prompts=["What is water?", "Who was Ada?"],
+    )
     assert result.loss_after == pytest.approx(run.best_eval_loss, abs=1e-5) and result.loss_after < result.loss_before
     assert result.forgetting.rise > 0.1 and "hardly" not in str(result.forgetting)
     assert len(result.sentences) == 4 and "token f1:" in str(result) and "95 % interval" in str(result)
@@ -60,12 +66,20 @@ def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
     page = result.save()
     assert page == run.folder / "run_report.html" and not (run.folder / "report.html").exists()
     rows = [json.loads(line) for line in (run.folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == len(job["validation"]) and {"prompt", "reference", "before", "after", "after_score", "after_loss"} <= set(
-        rows[0]
-    )
+    assert len(rows) == len(job["validation"]) and {
+        "prompt",
+        "reference",
+        "before",
+        "after",
+        "after_score",
+        "after_loss",
+    } <= set(rows[0])
     assert [row["after_score"] for row in rows] == sorted(row["after_score"] for row in rows)  # worst first
     numbers = json.loads((run.folder / "evaluation.json").read_text())
-    assert numbers["loss_after"] == result.loss_after and numbers["token f1 after"]["mean"] == result.table["after_score"].mean()
+    assert (
+        numbers["loss_after"] == result.loss_after
+        and numbers["token f1 after"]["mean"] == result.table["after_score"].mean()
+    )
     say(f"run_report.html: {page.stat().st_size / 1024:.0f} KiB")
 
 
@@ -77,8 +91,18 @@ def test_without_a_score_the_losses_are_paired(run, job):
 
 def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothing(run, job):
     nasty = "<script>alert(1)</script> & <b>"
-    table = pd.DataFrame({"prompt": [nasty], "reference": [nasty], "before": [nasty], "after": [nasty], "before_score": [0.0],
-                          "after_score": [1.0], "before_loss": [2.0], "after_loss": [1.0]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "prompt": [nasty],
+            "reference": [nasty],
+            "before": [nasty],
+            "after": [nasty],
+            "before_score": [0.0],
+            "after_score": [1.0],
+            "before_loss": [2.0],
+            "after_loss": [1.0],
+        }
+    )
     page = ev.write_report(run, ev.Evaluation(run, table, "style <i>", 2.0, 1.0)).read_text(encoding="utf-8")
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "&lt;script&gt;" in page
     assert "http://" not in page and "https://" not in page and "src='data:image/png;base64," in page
@@ -198,7 +222,9 @@ def test_generated_code_sees_neither_tokens_nor_this_folder(tmp_path, monkeypatc
     file, reference = code_file(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    spy = "import os, sys\nassert 'HF_TOKEN' not in os.environ and sys.flags.isolated and not os.path.exists('helpers')\n"
+    spy = (
+        "import os, sys\nassert 'HF_TOKEN' not in os.environ and sys.flags.isolated and not os.path.exists('helpers')\n"
+    )
     assert ev.passes_assertions(file)(spy + "def double(n): return 2 * n", reference)
 
 
@@ -228,7 +254,10 @@ def test_the_sign_test_is_the_binomial_one():
     assert (test.better, test.worse, test.equal) == (41, 7, 12)
     assert test.p == pytest.approx(6.240408438884516e-07, rel=1e-9)  # scipy.stats.binomtest(7, 48).pvalue
     assert str(test) == "better on 41 of 60, worse on 7, p < 0.0001"
-    assert str(ev.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6)) == "better on 3 of 10, worse on 1, p = 0.62: that may be chance"
+    assert (
+        str(ev.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6))
+        == "better on 3 of 10, worse on 1, p = 0.62: that may be chance"
+    )
     assert ev.paired_test([1, 2], [1, 2]).p == 1
     with pytest.raises(ValueError, match="no pairs"):
         ev.paired_test([1], [1, 2])
@@ -248,7 +277,9 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says(say):
 
     rng = np.random.default_rng(1)
     samples = [rng.random(48) < 0.6 for _ in range(300)]
-    covered = np.mean([low <= 0.6 <= high for low, high in (ev.bootstrap_interval(sample, draws=1000) for sample in samples)])
+    covered = np.mean(
+        [low <= 0.6 <= high for low, high in (ev.bootstrap_interval(sample, draws=1000) for sample in samples)]
+    )
     say(f"95 % bootstrap interval on 48 examples covers the true share in {covered:.1%} of 300 samples")
     assert 0.91 < covered < 0.98
 

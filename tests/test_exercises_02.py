@@ -35,7 +35,9 @@ def test_a_missing_answer_is_the_readers_turn(capsys, check):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("answer", ["5", float("nan"), -1, [], {}, True, object(), lambda: 0, lambda *_: "x", lambda *_: 1 / 0])
+@pytest.mark.parametrize(
+    "answer", ["5", float("nan"), -1, [], {}, True, object(), lambda: 0, lambda *_: "x", lambda *_: 1 / 0]
+)
 def test_an_absurd_answer_is_not_right_and_does_not_raise(capsys, check, answer):
     assert said(capsys, check, answer).startswith("Not yet")
 

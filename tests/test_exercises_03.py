@@ -11,7 +11,9 @@ from helpers.teaching.data import side_by_side_answers
 LENGTHS = [40] * 90 + [70] * 6 + [100, 120, 140, 300]
 MESSAGES = [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "On its way."}]
 TOKENIZER = SimpleNamespace(
-    apply_chat_template=lambda messages, tokenize: "".join(f"<{message['role']}>{message['content']}</s>\n" for message in messages)
+    apply_chat_template=lambda messages, tokenize: "".join(
+        f"<{message['role']}>{message['content']}</s>\n" for message in messages
+    )
 )
 
 
@@ -28,11 +30,25 @@ def answered(capsys):
     return run
 
 
-@pytest.mark.parametrize("answer, verdict", [
-    (96, "Right"), (96.0, "Right"), (None, "Your turn"), (64, "Not yet: 64 tokens hold 90.0%"), (128, "Not yet: 128 is enough"),
-    (95, "Not yet: 95 is no multiple"), (0, "Not yet"), (-32, "Not yet"), (True, "Not yet"), ("96", "Not yet"), ([96], "Not yet"),
-    (float("nan"), "Not yet"), (float("inf"), "Not yet"), (10**9, "Not yet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, verdict",
+    [
+        (96, "Right"),
+        (96.0, "Right"),
+        (None, "Your turn"),
+        (64, "Not yet: 64 tokens hold 90.0%"),
+        (128, "Not yet: 128 is enough"),
+        (95, "Not yet: 95 is no multiple"),
+        (0, "Not yet"),
+        (-32, "Not yet"),
+        (True, "Not yet"),
+        ("96", "Not yet"),
+        ([96], "Not yet"),
+        (float("nan"), "Not yet"),
+        (float("inf"), "Not yet"),
+        (10**9, "Not yet"),
+    ],
+)
 def test_max_length(answered, answer, verdict):
     assert answered(check_max_length, answer, LENGTHS).startswith(verdict)
 
@@ -44,7 +60,9 @@ def test_template(answered):
     assert "white space" in answered(check_template, right.strip(), MESSAGES, TOKENIZER)
     assert "of the assistant" in answered(check_template, right.replace("On", "on"), MESSAGES, TOKENIZER)
     said = answered(check_template, right.replace("</s>", "", 1), MESSAGES, TOKENIZER)
-    assert f"first {right.index('</s>')} characters" in said and "</s>" not in said  # no more is given away than what was right
+    assert (
+        f"first {right.index('</s>')} characters" in said and "</s>" not in said
+    )  # no more is given away than what was right
     for wrong in ("", "x", 3, [right], right + right, right.encode()):
         assert answered(check_template, wrong, MESSAGES, TOKENIZER).startswith("Not yet")
 
@@ -59,20 +77,24 @@ def finder(form):
     ]
 
 
-@pytest.mark.parametrize("function, said", [
-    (finder(plain), "Right"),
-    (lambda training, validation: {n for n in finder(plain)(training, validation)}, "Right"),
-    (finder(lambda text: text), "Not yet: the same question in other capitals"),
-    (finder(str.lower), "Not yet: with other punctuation"),
-    (finder(lambda text: text.lower().strip(" ?!")), "Not yet: spaces and line breaks"),
-    (lambda training, validation: list(range(len(validation))), "Not yet: a question that stands in both parts"),
-    (lambda training, validation: [], "Not yet: a question that stands in both parts"),
-    (lambda training, validation: None, "Not yet: your function stopped"),
-    (lambda training, validation: "all", "Not yet: your function stopped"),
-    (lambda training, validation: 1 / 0, "Not yet: your function stopped"),
-    (lambda: [], "Not yet: your function stopped"),
-    (True, "Not yet: give the function"), (None, "Your turn"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, said",
+    [
+        (finder(plain), "Right"),
+        (lambda training, validation: {n for n in finder(plain)(training, validation)}, "Right"),
+        (finder(lambda text: text), "Not yet: the same question in other capitals"),
+        (finder(str.lower), "Not yet: with other punctuation"),
+        (finder(lambda text: text.lower().strip(" ?!")), "Not yet: spaces and line breaks"),
+        (lambda training, validation: list(range(len(validation))), "Not yet: a question that stands in both parts"),
+        (lambda training, validation: [], "Not yet: a question that stands in both parts"),
+        (lambda training, validation: None, "Not yet: your function stopped"),
+        (lambda training, validation: "all", "Not yet: your function stopped"),
+        (lambda training, validation: 1 / 0, "Not yet: your function stopped"),
+        (lambda: [], "Not yet: your function stopped"),
+        (True, "Not yet: give the function"),
+        (None, "Your turn"),
+    ],
+)
 def test_leaks(answered, function, said):
     assert answered(check_leaks, function).startswith(said)
 

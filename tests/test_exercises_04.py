@@ -25,18 +25,34 @@ def answered(capsys):
     return run
 
 
-@pytest.mark.parametrize("answer, verdict", [
-    ((6, 21), "Right"), ([6.0, 21.0], "Right"), (None, "Your turn"), ((6, 20), "Not yet"), ((6, 488 / 24), "Not yet"), ((6, 122), "Not yet"),
-    ((24, 21), "Not yet"), ((0, 0), "Not yet"), (6, "Not yet"), ("no", "Not yet"), ((1, 2, 3), "Not yet"), ((float("nan"),) * 2, "Not yet"),
-    ([None, 3], "Not yet"), (torch.ones(2, 2), "Not yet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, verdict",
+    [
+        ((6, 21), "Right"),
+        ([6.0, 21.0], "Right"),
+        (None, "Your turn"),
+        ((6, 20), "Not yet"),
+        ((6, 488 / 24), "Not yet"),
+        ((6, 122), "Not yet"),
+        ((24, 21), "Not yet"),
+        ((0, 0), "Not yet"),
+        (6, "Not yet"),
+        ("no", "Not yet"),
+        ((1, 2, 3), "Not yet"),
+        ((float("nan"),) * 2, "Not yet"),
+        ([None, 3], "Not yet"),
+        (torch.ones(2, 2), "Not yet"),
+    ],
+)
 def test_steps(answered, answer, verdict):
     assert answered(check_steps, answer, examples=488, effective_batch=24, micro_batch=4).startswith(verdict)
 
 
 def test_steps_of_an_epoch_that_comes_out_even(answered):
     assert (
-        answered(check_steps, (2, 5), examples=40, effective_batch=8, micro_batch=4).startswith("Not yet: accumulation is right")
+        answered(check_steps, (2, 5), examples=40, effective_batch=8, micro_batch=4).startswith(
+            "Not yet: accumulation is right"
+        )
         is False
     )
 
@@ -64,18 +80,22 @@ def accumulating(weight, clear=True, step=False):
     return accumulate
 
 
-@pytest.mark.parametrize("function, said", [
-    (accumulating(lambda rows, total: 1 / total), "Right"),
-    (accumulating(lambda rows, total: 1 / total, clear=False), "Not yet: right the first time"),
-    (accumulating(lambda rows, total: 1 / total, step=True), "Not yet: the weights changed"),
-    (accumulating(lambda rows, total: 1 / rows / 3), "Not yet: a row of a small micro-batch"),
-    (accumulating(lambda rows, total: 1 / rows), "Not yet: a row of a small micro-batch"),
-    (accumulating(lambda rows, total: 1), "Not yet: this is the gradient of the sum"),
-    (accumulating(lambda rows, total: 7), "Not yet: the gradient is another one"),
-    (lambda model, micro_batches: None, "Not yet: your function stopped"),
-    (lambda: None, "Not yet: your function stopped"),
-    (3, "Not yet: give the function"), (None, "Your turn"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, said",
+    [
+        (accumulating(lambda rows, total: 1 / total), "Right"),
+        (accumulating(lambda rows, total: 1 / total, clear=False), "Not yet: right the first time"),
+        (accumulating(lambda rows, total: 1 / total, step=True), "Not yet: the weights changed"),
+        (accumulating(lambda rows, total: 1 / rows / 3), "Not yet: a row of a small micro-batch"),
+        (accumulating(lambda rows, total: 1 / rows), "Not yet: a row of a small micro-batch"),
+        (accumulating(lambda rows, total: 1), "Not yet: this is the gradient of the sum"),
+        (accumulating(lambda rows, total: 7), "Not yet: the gradient is another one"),
+        (lambda model, micro_batches: None, "Not yet: your function stopped"),
+        (lambda: None, "Not yet: your function stopped"),
+        (3, "Not yet: give the function"),
+        (None, "Your turn"),
+    ],
+)
 def test_accumulate(answered, function, said):
     assert answered(check_accumulate, function).startswith(said)
 

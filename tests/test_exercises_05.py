@@ -158,10 +158,15 @@ def test_both_parts_of_the_loss_make_up_the_whole(job):
     model, tokenizer, examples = job["model"], job["tokenizer"], job["validation"].select(range(3))
     fixed, other = loss_by_part(model, tokenizer, examples, ["The sum is "])
     answers = [row["completion"][0]["content"] for row in examples]
-    tokens = [len("The sum is "), len(answers[0]) - len("The sum is ")]  # the tiny tokenizer has one token per character
+    tokens = [
+        len("The sum is "),
+        len(answers[0]) - len("The sum is "),
+    ]  # the tiny tokenizer has one token per character
     assert all(len(answer) == len(answers[0]) for answer in answers)
     total = (fixed * tokens[0] + other * tokens[1]) / sum(tokens)
-    longer = [loss / count for loss, count in answer_losses(model, tokenizer, examples)]  # these count the end token too
+    longer = [
+        loss / count for loss, count in answer_losses(model, tokenizer, examples)
+    ]  # these count the end token too
     assert total == pytest.approx(sum(longer) / 3, rel=0.1)
     with pytest.raises(ValueError, match="do not hold both"):
         loss_by_part(model, tokenizer, examples, ["no such words"])

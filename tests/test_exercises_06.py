@@ -32,16 +32,26 @@ def megabytes(adapter):
 
 @pytest.mark.parametrize(
     ("factor", "beginning", "holds"),
-    [(1 / 2, "Right", "proportion"), (1, "Not yet", "trained with"), (1 / 4, "Not yet", ""), (2, "Not yet", "shapes"),
-     (0.5e6, "Not yet", "in bytes"), (-1, "Not yet", ""), (float("nan"), "Not yet", "number"), (float("inf"), "Not yet", "number")],
-)  # fmt: skip
+    [
+        (1 / 2, "Right", "proportion"),
+        (1, "Not yet", "trained with"),
+        (1 / 4, "Not yet", ""),
+        (2, "Not yet", "shapes"),
+        (0.5e6, "Not yet", "in bytes"),
+        (-1, "Not yet", ""),
+        (float("nan"), "Not yet", "number"),
+        (float("inf"), "Not yet", "number"),
+    ],
+)
 def test_adapter_size(factor, beginning, holds, adapter, megabytes, capsys):
     check_adapter_size(factor * megabytes, adapter, rank=RANK // 2)
     line = said(capsys)
     assert line.startswith(beginning) and holds in line
 
 
-@pytest.mark.parametrize(("answer", "beginning"), [(None, "Your turn"), ("5 MB", "Not yet"), (True, "Not yet"), ([1], "Not yet")])
+@pytest.mark.parametrize(
+    ("answer", "beginning"), [(None, "Your turn"), ("5 MB", "Not yet"), (True, "Not yet"), ([1], "Not yet")]
+)
 def test_adapter_size_of_something_else(answer, beginning, adapter, capsys):
     check_adapter_size(answer, adapter, rank=2)
     assert said(capsys).startswith(beginning)

@@ -22,11 +22,22 @@ def said(capsys):
 @pytest.mark.parametrize(
     ("answer", "beginning", "holds"),
     [
-        (4, "Right", "factors"), (4.0, "Right", ""), (16, "Not yet", "one GPU"), (2, "Not yet", "16 examples"), (8, "Not yet", "at a time"), (1, "Not yet", "8 examples"),
-        (0, "Not yet", "0 examples"), (-4, "Not yet", ""), (None, "Your turn", ""), ("4", "Not yet", "number"), (True, "Not yet", "number"),
-        (math.nan, "Not yet", "number"), (math.inf, "Not yet", "number"), ([4], "Not yet", "number"),
+        (4, "Right", "factors"),
+        (4.0, "Right", ""),
+        (16, "Not yet", "one GPU"),
+        (2, "Not yet", "16 examples"),
+        (8, "Not yet", "at a time"),
+        (1, "Not yet", "8 examples"),
+        (0, "Not yet", "0 examples"),
+        (-4, "Not yet", ""),
+        (None, "Your turn", ""),
+        ("4", "Not yet", "number"),
+        (True, "Not yet", "number"),
+        (math.nan, "Not yet", "number"),
+        (math.inf, "Not yet", "number"),
+        ([4], "Not yet", "number"),
     ],
-)  # fmt: skip
+)
 def test_accumulation(answer, beginning, holds, capsys):
     check_accumulation(answer, effective_batch=32, micro_batch=2, gpus=4)
     line = said(capsys)
@@ -61,7 +72,8 @@ def test_needs_sharding(answer, beginning, holds, capsys):
 def test_the_question_has_one_of_each_kind():
     """One that fits a single card, one that fits two that shard, and one that fits neither; no copy of all weights helps."""
     kinds = {
-        name: (fits(KNOWN_GPUS[CARD], name, LENGTH), fits(KNOWN_GPUS[CARD], name, LENGTH, gpus=2, sharded=True)) for name in MODELS
+        name: (fits(KNOWN_GPUS[CARD], name, LENGTH), fits(KNOWN_GPUS[CARD], name, LENGTH, gpus=2, sharded=True))
+        for name in MODELS
     }
     assert set(kinds.values()) == {(True, True), (False, True), (False, False)}
     assert not fits(KNOWN_GPUS[CARD], "Llama-2-13b-chat-hf", LENGTH, gpus=2)
@@ -91,7 +103,11 @@ def stacked(gradients, tokens):
         (lambda gradients, tokens: sum(gradients) / len(gradients), "Not yet", "few tokens"),
         (lambda gradients, tokens: sum(gradients), "Not yet", "sum"),
         (lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)), "Not yet", "size is not"),
-        (lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / len(tokens), "Not yet", "size is not"),
+        (
+            lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / len(tokens),
+            "Not yet",
+            "size is not",
+        ),
         (lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / sum(tokens), "Not yet", "nan"),
         (lambda gradients, tokens: right(gradients, tokens) * 7, "Not yet", "another gradient"),
         (lambda gradients, tokens: gradients[0], "Not yet", "another gradient"),

@@ -22,8 +22,17 @@ def test_the_folder_holds_card_curve_and_tokenizer(run):
 
 def test_the_card_says_what_is_known_and_what_is_not(run):
     card = model_card(run)
-    for there in (f"{run.best_eval_loss:.3f}", f"{run.first_eval_loss:.3f}", "![", "loss.png", "| `learning_rate` | `0.005` |", "transformers ",
-                  "18 examples to train on, 6 held out", run.settings["data_sha256"][:16], "**unverified**"):  # fmt: skip
+    for there in (
+        f"{run.best_eval_loss:.3f}",
+        f"{run.first_eval_loss:.3f}",
+        "![",
+        "loss.png",
+        "| `learning_rate` | `0.005` |",
+        "transformers ",
+        "18 examples to train on, 6 held out",
+        run.settings["data_sha256"][:16],
+        "**unverified**",
+    ):
         assert there in card, there
     assert "license:" not in card.split("---")[1]  # nothing is claimed that nobody has checked
     run.settings["data"] = "my_letters.csv"

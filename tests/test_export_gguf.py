@@ -29,8 +29,12 @@ MISTRAL = (
     "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}[/INST]{% elif m['role'] == 'assistant' %} "
     "{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
-CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
-                {"role": "user", "content": "Bye"}]  # fmt: skip
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Bye"},
+]
 
 
 @pytest.fixture
@@ -59,7 +63,9 @@ def as_ollama_fills_it(text, conversation):
     return written
 
 
-@pytest.mark.parametrize(("name", "template"), [("chatml", CHATML), ("llama 3", LLAMA3), ("gemma", GEMMA), ("mistral", MISTRAL)])
+@pytest.mark.parametrize(
+    ("name", "template"), [("chatml", CHATML), ("llama 3", LLAMA3), ("gemma", GEMMA), ("mistral", MISTRAL)]
+)
 def test_ollama_writes_what_the_chat_template_writes(tokenizer, name, template):
     tokenizer.chat_template = template
     text = modelfile(tokenizer, "model.gguf")
@@ -167,7 +173,9 @@ def answers_of_llama_cpp(file, prompts):
     """What the program for which the file is made answers, always taking the likeliest token."""
     environment = os.environ | {"PYTHONPATH": str(llama_cpp.QUANTISER.folder())}
     command = [sys.executable, "-c", LLAMA_CPP, str(file), *prompts]
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
 
 
 @pytest.mark.slow
@@ -195,10 +203,15 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
     answers = generate(model, tokenizer, asked, max_new_tokens=24)
     prompts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     examples = Dataset.from_list(
-        [{"prompt": prompt, "completion": [{"role": "assistant", "content": text}]} for prompt, text in zip(asked, answers)]
+        [
+            {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+            for prompt, text in zip(asked, answers)
+        ]
     )
     wanted = greedy_tokens(model, tokenizer, examples)
-    unpack = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    unpack = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
     for kind, bar in (("f16", 0.95), ("q8_0", 0.90), ("q4_k_m", 0.75)):
         file = to_gguf(source, tmp_path / f"model-{kind}.gguf", kind)
         back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32, **unpack)
@@ -206,8 +219,10 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
         equal = agreement(greedy_tokens(back, tokenizer, examples), wanted)
         theirs = answers_of_llama_cpp(file, prompts)
         same = sum(one == other for one, other in zip(theirs, answers))
-        say(f"{kind}: {file.stat().st_size / 1e6:.0f} MB, {equal:.1%} of greedy tokens equal ({bar:.0%} wanted), "
-            f"{same} of {len(answers)} answers of llama.cpp itself equal to the last word")  # fmt: skip
+        say(
+            f"{kind}: {file.stat().st_size / 1e6:.0f} MB, {equal:.1%} of greedy tokens equal ({bar:.0%} wanted), "
+            f"{same} of {len(answers)} answers of llama.cpp itself equal to the last word"
+        )
         assert equal >= bar and all(theirs) and (same == len(answers) or kind != "f16")
         assert again("Hello there").input_ids == tokenizer("Hello there").input_ids
         assert f"FROM ./model-{kind}.gguf" in (tmp_path / "Modelfile").read_text() and not list(tmp_path.glob("*.part"))

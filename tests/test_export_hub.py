@@ -41,7 +41,9 @@ def test_an_upload_is_private_unless_said_otherwise(folder):
     assert push_to_hub(folder, "me/it", api=api) == "https://huggingface.co/me/it"
     (_, repo, created), (_, uploaded) = api.calls
     assert repo == "me/it" and created == {"private": True, "exist_ok": True}
-    assert uploaded["repo_id"] == "me/it" and uploaded["folder_path"] == folder and "*.part" in uploaded["ignore_patterns"]
+    assert (
+        uploaded["repo_id"] == "me/it" and uploaded["folder_path"] == folder and "*.part" in uploaded["ignore_patterns"]
+    )
     push_to_hub(folder, "me/it", private=False, api=api)
     assert api.calls[2][2]["private"] is False
 

@@ -17,11 +17,23 @@ from helpers.export.merging import INDEX, SIGN
 from helpers.models import load_quantized
 from helpers.training import train
 
-SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "head_dim": 12, "vocab_size": 259, "max_position_embeddings": 128}  # fmt: skip
-FAMILIES = {"llama": (LlamaConfig, {"tie_word_embeddings": True}), "llama, untied": (LlamaConfig, {"tie_word_embeddings": False}),
-            "qwen2": (Qwen2Config, {"tie_word_embeddings": True}), "mistral": (MistralConfig, {"tie_word_embeddings": False}),
-            "gemma": (GemmaConfig, {"tie_word_embeddings": True})}  # fmt: skip
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "vocab_size": 259,
+    "max_position_embeddings": 128,
+}
+FAMILIES = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "llama, untied": (LlamaConfig, {"tie_word_embeddings": False}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, {"tie_word_embeddings": False}),
+    "gemma": (GemmaConfig, {"tie_word_embeddings": True}),
+}
 IDS = torch.arange(5, 60)[None]
 
 
@@ -127,7 +139,9 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch):
     from helpers.export import merging
 
     _, adapter = make_pair(tmp_path)
-    monkeypatch.setattr(merging, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        merging, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         merge(adapter)
     assert not (tmp_path / "merged").exists() and not (tmp_path / "merged.part").exists()
@@ -189,7 +203,9 @@ merging.merge(sys.argv[1], sys.argv[2], shard_bytes=30_000)
 def test_killed_while_writing_nothing_looks_whole_and_the_next_try_succeeds(tmp_path):
     _, adapter = make_pair(tmp_path)
     target = tmp_path / "merged"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(adapter), str(target)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(adapter), str(target)], stdout=subprocess.PIPE, text=True
+    )
     for line in child.stdout:
         if line.strip() == "shard":
             break
@@ -208,8 +224,10 @@ def test_memory_does_not_grow_with_the_model(tmp_path, say):
     for layers in (5, 20):  # 0.5 and 1.9 GB; `python -m benchmarks.merging --memory` takes 1 and 4
         size, own, with_files = memory(tmp_path, layers, shard)
         peaks.append(own)
-        say(f"merging {size / 1e9:.1f} GB in shards of {shard / 1e9:.2f} GB: {own / 1e9:.2f} GB of RAM above the imports "
-            f"({with_files / 1e9:.2f} GB with pages of mapped files)")  # fmt: skip
+        say(
+            f"merging {size / 1e9:.1f} GB in shards of {shard / 1e9:.2f} GB: {own / 1e9:.2f} GB of RAM above the imports "
+            f"({with_files / 1e9:.2f} GB with pages of mapped files)"
+        )
         assert own <= 2 * shard
     assert abs(peaks[1] - peaks[0]) < 0.5 * shard
 
@@ -221,6 +239,11 @@ def test_the_quickstarts_adapter_answers_the_same_after_merging(root, tmp_path, 
 
     table = quality(Run.load(root / "runs/quickstart"), tmp_path / "merged", examples=4).set_index("model")
     for name, row in table.iterrows():
-        say(f"{name}: validation loss {row['validation loss']:.4f}, greedy tokens equal {row['greedy tokens equal']:.1%}")
+        say(
+            f"{name}: validation loss {row['validation loss']:.4f}, greedy tokens equal {row['greedy tokens equal']:.1%}"
+        )
     assert table.loc["merged into 16 bit", "greedy tokens equal"] >= 0.98
-    assert table.loc["merged, then quantised to NF4", "validation loss"] > table.loc["merged into 16 bit", "validation loss"]
+    assert (
+        table.loc["merged, then quantised to NF4", "validation loss"]
+        > table.loc["merged into 16 bit", "validation loss"]
+    )

@@ -54,21 +54,27 @@ def test_the_script_of_a_selective_plan_trains_selectively(job, tmp_path):
     run = train(**job, root=tmp_path)
     script = export_script(run, tmp_path / "elsewhere", job["training"], job["validation"])
     looked = script.read_text().replace(
-        "trainer.save_model(", "from helpers.compat import get_checkpointing\nprint('mode:', get_checkpointing(trainer.model))\ntrainer.save_model("
-    )  # fmt: skip
+        "trainer.save_model(",
+        "from helpers.compat import get_checkpointing\nprint('mode:', get_checkpointing(trainer.model))\ntrainer.save_model(",
+    )
     script.write_text(looked)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
     assert "mode: selective" in done.stdout
     events = [json.loads(line) for line in (script.parent / "history.jsonl").read_text().splitlines()]
     assert losses(events) == losses(run.history)
 
 
-@pytest.mark.parametrize("card, words, absent", [
-    ("T4", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments", "use_gqa_in_sdpa"], []),
-    ("RTX 3060", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments"], ["use_gqa_in_sdpa"]),
-    ("RTX 3060 on Windows", ["use_gqa_in_sdpa"], ["expandable_segments"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "card, words, absent",
+    [
+        ("T4", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments", "use_gqa_in_sdpa"], []),
+        ("RTX 3060", ['setdefault("CUDA_VISIBLE_DEVICES", "0")', "expandable_segments"], ["use_gqa_in_sdpa"]),
+        ("RTX 3060 on Windows", ["use_gqa_in_sdpa"], ["expandable_segments"]),
+    ],
+)
 def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(job, card, words, absent):
     gpu = KNOWN_GPUS[card.removesuffix(" on Windows")]
     gpu = replace(gpu, flash=False, expandable=False) if card.endswith("Windows") else gpu
@@ -82,8 +88,11 @@ def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(job, card, words, ab
 def test_it_imports_the_ecosystem_only_and_is_short(run, job, tmp_path, say):
     text = export_script(run, tmp_path / "elsewhere", job["training"], job["validation"]).read_text()
     tree = ast.parse(text)
-    imported = {(getattr(node, "module", None) or node.names[0].name).split(".")[0]
-                for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))}  # fmt: skip
+    imported = {
+        (getattr(node, "module", None) or node.names[0].name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
     assert imported <= ECOSYSTEM
     statements = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
     say(f"exported script: {len(text.splitlines())} lines, {statements} statements")
@@ -105,7 +114,11 @@ def test_the_yaml_is_what_trls_own_parser_understands(job):
 
     plan = make_plan(job["config"], KNOWN_GPUS["RTX 4060"], exact=False)
     settings = yaml.safe_load(trl_yaml(job["config"], plan, 18))
-    known = {name for kind in (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig) for name in kind.__dataclass_fields__}
+    known = {
+        name
+        for kind in (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+        for name in kind.__dataclass_fields__
+    }
     assert set(settings) <= known
     assert settings["bf16"] is True and settings["load_in_4bit"] is True and settings["lora_r"] == job["config"].r
     assert settings["learning_rate"] == job["config"].learning_rate

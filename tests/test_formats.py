@@ -14,11 +14,24 @@ def turns(*pairs):
 
 @pytest.mark.parametrize(
     ("question", "answer"),
-    [("instruction", "output"), ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("query", "reply"),
-     ("input", "output"), ("Question", "ANSWER"), (" Prompt ", "Response"), ("user", "assistant"), ("problem", "solution")],
-)  # fmt: skip
+    [
+        ("instruction", "output"),
+        ("question", "answer"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("query", "reply"),
+        ("input", "output"),
+        ("Question", "ANSWER"),
+        (" Prompt ", "Response"),
+        ("user", "assistant"),
+        ("problem", "solution"),
+    ],
+)
 def test_question_and_answer_columns(question, answer):
-    assert to_examples({"id": 7, question: "Why?", answer: "Because."}) == ("chat", [{"prompt": PAIR[:1], "completion": PAIR[1:]}])
+    assert to_examples({"id": 7, question: "Why?", answer: "Because."}) == (
+        "chat",
+        [{"prompt": PAIR[:1], "completion": PAIR[1:]}],
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +59,13 @@ def test_chats_in_every_dress(record):
 
 
 def test_context_system_prompt_and_history_come_before_the_question():
-    record = {"system": "Be kind.", "history": [["a", "b"]], "instruction": "Ask", "input": "Context", "output": "Answer"}
+    record = {
+        "system": "Be kind.",
+        "history": [["a", "b"]],
+        "instruction": "Ask",
+        "input": "Context",
+        "output": "Answer",
+    }
     expected = turns(("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "Ask\n\nContext"))
     assert to_examples(record)[1][0]["prompt"] == expected
     dolly = {"instruction": "Ask", "context": "Context", "response": "Answer", "category": "qa"}
@@ -110,7 +129,11 @@ def test_plain_text_stays_exactly_as_it_is():
         ({"messages": turns(("user", "a"), ("system", "b"))}, "role order", "turn 2 is system"),
         ({"messages": turns(("user", "a"))}, "ends with user", "no answer"),
         ({"messages": turns(("system", "a"))}, "no answer", "no assistant turn"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "wrong type", "a list"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "wrong type",
+            "a list",
+        ),
         ({"text": 3}, "wrong type", "'text' is a number"),
         ({"messages": "[" * 5000}, "wrong type", "not a list"),
     ],

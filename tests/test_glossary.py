@@ -18,8 +18,24 @@ target modules, token, validation loss, warmup, weight decay"""
 
 
 # Bold in the lessons, but no technical words: exercises, things to note, and forms of words that have an entry.
-NO_WORDS = {"bold", "easy", "medium", "hard", "time", "memory", "all", "merged", "merging", "messages", "plain text", "validation", "quantised",
-            "gradient accumulation", "gradient checkpointing", "same validation letters"}  # fmt: skip
+NO_WORDS = {
+    "bold",
+    "easy",
+    "medium",
+    "hard",
+    "time",
+    "memory",
+    "all",
+    "merged",
+    "merging",
+    "messages",
+    "plain text",
+    "validation",
+    "quantised",
+    "gradient accumulation",
+    "gradient checkpointing",
+    "same validation letters",
+}
 
 
 def entries() -> list[tuple[str, str]]:
@@ -52,7 +68,15 @@ def test_the_words_that_a_lesson_prints_bold_are_explained(lesson):
 def test_words_are_found_where_they_are_used_and_only_there():
     one, two = Path("01_a.ipynb"), Path("02_b.ipynb")
     texts = {one: "A stepladder, subtokens; lora in code.", two: "Two steps, one Token each. LoRA, and a p value."}
-    assert [first_lesson(word, texts) for word in ("step", "token", "LoRA", "p value", "rank")] == [two, two, two, two, None]
-    assert ordered("# Glossary\n\n**token**: A piece.\n\n**LoRA**: Thin. First in [lesson 09](09_gone.ipynb).\n", texts) == (
+    assert [first_lesson(word, texts) for word in ("step", "token", "LoRA", "p value", "rank")] == [
+        two,
+        two,
+        two,
+        two,
+        None,
+    ]
+    assert ordered(
+        "# Glossary\n\n**token**: A piece.\n\n**LoRA**: Thin. First in [lesson 09](09_gone.ipynb).\n", texts
+    ) == (
         "# Glossary\n\n**LoRA**: Thin. First in [lesson 02](02_b.ipynb).\n\n**token**: A piece. First in [lesson 02](02_b.ipynb).\n"
     )

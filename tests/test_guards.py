@@ -38,7 +38,9 @@ def test_answers_that_are_all_cut_never_learn_to_end(job, tmp_path):
 def test_two_examples_that_the_template_makes_equal_are_refused(job, tmp_path):
     job[
         "tokenizer"
-    ].chat_template = "{% for message in messages %}{% if message.role == 'assistant' %}yes<|im_end|>{% endif %}{% endfor %}"
+    ].chat_template = (
+        "{% for message in messages %}{% if message.role == 'assistant' %}yes<|im_end|>{% endif %}{% endfor %}"
+    )
     with pytest.raises(DataError, match="get identical tokens"):
         train(**job, root=tmp_path)
 
@@ -97,5 +99,7 @@ def test_an_absurd_learning_rate_is_refused(job, tmp_path):
 
 def test_more_examples_per_step_than_there_are(tiny_model, tmp_path, alpaca_rows):
     job = make_job(tiny_model, alpaca_rows, effective_batch_size=64)
-    with pytest.raises(ConfigError, match=r"effective_batch_size=64 is larger than the 18 training examples.*Use 4 or less"):
+    with pytest.raises(
+        ConfigError, match=r"effective_batch_size=64 is larger than the 18 training examples.*Use 4 or less"
+    ):
         train(**job, root=tmp_path)

@@ -18,9 +18,15 @@ from helpers.planner import make_plan
 
 @pytest.mark.parametrize(
     ("card", "dtype", "kernel"),
-    [("T4", "float16", "efficient"), ("P100", "float16", "efficient"), ("RTX 2080 Ti", "float16", "efficient"),
-     ("RTX 3060", "bfloat16", "flash"), ("L4", "bfloat16", "flash"), ("RTX 5070", "bfloat16", "flash")],
-)  # fmt: skip
+    [
+        ("T4", "float16", "efficient"),
+        ("P100", "float16", "efficient"),
+        ("RTX 2080 Ti", "float16", "efficient"),
+        ("RTX 3060", "bfloat16", "flash"),
+        ("L4", "bfloat16", "flash"),
+        ("RTX 5070", "bfloat16", "flash"),
+    ],
+)
 def test_precision_and_attention_follow_compute_capability(card, dtype, kernel):
     assert compute_dtype(KNOWN_GPUS[card])[0] == dtype
     assert attention(KNOWN_GPUS[card])[0] == kernel
@@ -50,7 +56,15 @@ def fake_card(monkeypatch):
     """A CUDA card of 8 GiB in the eyes of torch; the dict says what the driver and PyTorch's allocator report."""
     import torch
 
-    says = {"free": 3 * GIB, "total": 8 * GIB, "reserved": 2 * GIB, "allocated": 0, "capability": (8, 6), "flash": True, "count": 1}
+    says = {
+        "free": 3 * GIB,
+        "total": 8 * GIB,
+        "reserved": 2 * GIB,
+        "allocated": 0,
+        "capability": (8, 6),
+        "flash": True,
+        "count": 1,
+    }
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (says["free"], says["total"]))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: says["reserved"])
@@ -81,14 +95,22 @@ def test_the_plan_cell_run_again_with_a_model_loaded_plans_with_the_same_memory(
         return SimpleNamespace(device=torch.device("cuda"), untyped_storage=lambda: storage, grad=None)
 
     fake_card |= {"free": 8 * GIB, "reserved": 0}
-    before = make_plan(TrainConfig(), replace(detect_gpu(), capability=(7, 5)), CATALOG["Llama-3.2-1B-Instruct"], exact=False)
+    before = make_plan(
+        TrainConfig(), replace(detect_gpu(), capability=(7, 5)), CATALOG["Llama-3.2-1B-Instruct"], exact=False
+    )
     scales = SimpleNamespace(absmax=on_the_card(10), code=on_the_card(1), state2=None, offset=None)
     weight, norm = on_the_card(1000), on_the_card(100)
     weight.quant_state, weight.grad = scales, on_the_card(13)
     model = type("Model", (), {"parameters": lambda self: [weight, norm, norm], "buffers": lambda self: []})()
     hardware.count_as_free(model)
-    fake_card |= {"free": 8 * GIB - 1200 * MIB, "reserved": 1200 * MIB, "allocated": 1124 * MIB + 17 * MIB}  # cuBLAS's workspaces
-    again = make_plan(TrainConfig(), replace(detect_gpu(), capability=(7, 5)), CATALOG["Llama-3.2-1B-Instruct"], exact=False)
+    fake_card |= {
+        "free": 8 * GIB - 1200 * MIB,
+        "reserved": 1200 * MIB,
+        "allocated": 1124 * MIB + 17 * MIB,
+    }  # cuBLAS's workspaces
+    again = make_plan(
+        TrainConfig(), replace(detect_gpu(), capability=(7, 5)), CATALOG["Llama-3.2-1B-Instruct"], exact=False
+    )
     assert again.gpu.free_bytes == before.gpu.free_bytes and str(again) == str(before)
     del model  # gone: what it held is somebody else's now
     assert detect_gpu().free_bytes == 8 * GIB - (1141 * MIB - hardware.WORKSPACES)
@@ -120,7 +142,9 @@ def test_segments_that_grow_are_for_linux_that_is_not_inside_windows():
     assert not hardware.growing_segments("linux", wsl=True) and not hardware.growing_segments("win32", wsl=False)
 
 
-@pytest.mark.parametrize("release, wanted", [("5.15.153.1-microsoft-standard-WSL2", "None"), ("6.6.113+", "expandable_segments:True")])
+@pytest.mark.parametrize(
+    "release, wanted", [("5.15.153.1-microsoft-standard-WSL2", "None"), ("6.6.113+", "expandable_segments:True")]
+)
 def test_importing_the_package_asks_for_them_only_there(root, release, wanted):
     code = f"import os, platform\nplatform.release = lambda: {release!r}\nimport helpers\nprint(os.environ.get('PYTORCH_ALLOC_CONF'))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
@@ -136,8 +160,10 @@ def test_without_flash_attention_keys_are_repeated(fake_card):
     assert kernel == "efficient" and "Windows" in reason
     on_windows = replace(KNOWN_GPUS["RTX 3060"], flash=False, expandable=False)
     shape = CATALOG["Qwen2.5-1.5B-Instruct"].shape
-    plans = [make_plan(TrainConfig(max_length=2048, micro_batch_size=1), card, CATALOG["Qwen2.5-1.5B-Instruct"], exact=False)
-             for card in (on_windows, KNOWN_GPUS["RTX 3060"])]  # fmt: skip
+    plans = [
+        make_plan(TrainConfig(max_length=2048, micro_batch_size=1), card, CATALOG["Qwen2.5-1.5B-Instruct"], exact=False)
+        for card in (on_windows, KNOWN_GPUS["RTX 3060"])
+    ]
     assert plans[0].peak_bytes > plans[1].peak_bytes
     assert [step_of(TrainConfig(), plan, shape).attention for plan in plans] == ["efficient", "flash"]
 
@@ -146,19 +172,36 @@ def test_the_context_of_the_driver_is_counted_once(fake_card):
     """Asking the driver for the free memory makes the context, so what it says has left the context out."""
     row = CATALOG["Llama-3.2-1B-Instruct"]
     assert detect_gpu().has_context and not KNOWN_GPUS["T4"].has_context
-    ahead, here = (make_plan(TrainConfig(), replace(KNOWN_GPUS["T4"], has_context=known), row, exact=False) for known in (False, True))
+    ahead, here = (
+        make_plan(TrainConfig(), replace(KNOWN_GPUS["T4"], has_context=known), row, exact=False)
+        for known in (False, True)
+    )
     assert ahead.peak_bytes - here.peak_bytes == CUDA_CONTEXT
-    measured = DryRun(allocated=GIB, reserved=GIB, live_peak=GIB, resident=1, host=0, flops=1, bytes_moved=1, seconds=0.0)
+    measured = DryRun(
+        allocated=GIB, reserved=GIB, live_peak=GIB, resident=1, host=0, flops=1, bytes_moved=1, seconds=0.0
+    )
     assert [replace(plan, measured=measured).peak_bytes for plan in (ahead, here)] == [GIB + CUDA_CONTEXT, GIB]
 
 
-@pytest.mark.parametrize("name, capability, alike", [
-    ("Tesla T4", (7, 5), "T4"), ("Tesla P100-PCIE-16GB", (6, 0), "P100"), ("Tesla P100-SXM2-16GB", (6, 0), "P100"),
-    ("NVIDIA A100-SXM4-40GB", (8, 0), "A100"), ("NVIDIA A100-PCIE-40GB", (8, 0), "A100"), ("NVIDIA A100 80GB PCIe", (8, 0), "A100"),
-    ("NVIDIA GeForce RTX 4060 Laptop GPU", (8, 9), "RTX 4060"), ("NVIDIA GeForce RTX 4060 Ti", (8, 9), "RTX 4060 Ti 16GB"),
-    ("NVIDIA GeForce RTX 4070 Ti SUPER", (8, 9), "RTX 4070 Ti SUPER"), ("NVIDIA GeForce RTX 3080 Ti", (8, 6), "RTX 3080 10GB"),
-    ("NVIDIA L4", (8, 9), "L4"), ("NVIDIA L40S", (8, 9), ""), ("NVIDIA GeForce RTX 4060", (7, 5), ""), ("NVIDIA H100 80GB HBM3", (9, 0), ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, capability, alike",
+    [
+        ("Tesla T4", (7, 5), "T4"),
+        ("Tesla P100-PCIE-16GB", (6, 0), "P100"),
+        ("Tesla P100-SXM2-16GB", (6, 0), "P100"),
+        ("NVIDIA A100-SXM4-40GB", (8, 0), "A100"),
+        ("NVIDIA A100-PCIE-40GB", (8, 0), "A100"),
+        ("NVIDIA A100 80GB PCIe", (8, 0), "A100"),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", (8, 9), "RTX 4060"),
+        ("NVIDIA GeForce RTX 4060 Ti", (8, 9), "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", (8, 9), "RTX 4070 Ti SUPER"),
+        ("NVIDIA GeForce RTX 3080 Ti", (8, 6), "RTX 3080 10GB"),
+        ("NVIDIA L4", (8, 9), "L4"),
+        ("NVIDIA L40S", (8, 9), ""),
+        ("NVIDIA GeForce RTX 4060", (7, 5), ""),
+        ("NVIDIA H100 80GB HBM3", (9, 0), ""),
+    ],
+)
 def test_a_cards_speed_is_found_by_how_its_real_name_begins(name, capability, alike):
     """Names as drivers report them."""
     found = hardware.speed(Gpu(name, "cuda", GIB, GIB, capability))
@@ -176,24 +219,37 @@ def test_every_data_sheet_is_of_a_card_that_it_is_found_for():
 
 def test_planning_needs_no_torch(root):
     """hardware, config, catalog, memory and planner import no torch, so that planning is instant on any machine."""
-    code = ("import sys, helpers.planner as p, helpers.hardware as h, helpers.config as c;"
-            "p.make_plan(c.TrainConfig(), h.KNOWN_GPUS['T4'], 'Qwen/Qwen2.5-7B-Instruct', exact=False);"
-            "sys.exit('torch' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys, helpers.planner as p, helpers.hardware as h, helpers.config as c;"
+        "p.make_plan(c.TrainConfig(), h.KNOWN_GPUS['T4'], 'Qwen/Qwen2.5-7B-Instruct', exact=False);"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
-@pytest.mark.parametrize("model_type, card, expected", [
-    ("gemma2", "T4", "float32"), ("gemma3_text", "T4", "float32"), ("gemma4", "T4", "float32"), ("qwen3_5", "T4", "float32"),
-    ("gemma2", "RTX 3060", "bfloat16"), ("llama", "T4", "float16"), ("qwen3", "T4", "float16"), ("qwen2", "RTX 2070", "float16"),
-    ("", "T4", "float16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model_type, card, expected",
+    [
+        ("gemma2", "T4", "float32"),
+        ("gemma3_text", "T4", "float32"),
+        ("gemma4", "T4", "float32"),
+        ("qwen3_5", "T4", "float32"),
+        ("gemma2", "RTX 3060", "bfloat16"),
+        ("llama", "T4", "float16"),
+        ("qwen3", "T4", "float16"),
+        ("qwen2", "RTX 2070", "float16"),
+        ("", "T4", "float16"),
+    ],
+)
 def test_a_family_that_overflows_fp16_gets_fp32_where_bf16_is_missing(model_type, card, expected):
     dtype, reason = compute_dtype(KNOWN_GPUS[card], model_type)
     assert dtype == expected and (bool(model_type) and model_type in reason) == (expected == "float32")
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3_5_text"])
-def test_that_is_decided_by_the_type_in_config_json_even_where_memory_is_not_modelled(tmp_path, monkeypatch, model_type):
+def test_that_is_decided_by_the_type_in_config_json_even_where_memory_is_not_modelled(
+    tmp_path, monkeypatch, model_type
+):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr("helpers.planner.find_shape", lambda model: None)
     plan = make_plan(TrainConfig(), KNOWN_GPUS["T4"], str(tmp_path))
@@ -206,7 +262,11 @@ def test_numbers_of_a_model_in_fp32_are_counted_with_four_bytes():
     plan = make_plan(TrainConfig(micro_batch_size=1, gradient_checkpointing="off"), KNOWN_GPUS["T4"], row, exact=False)
     halved = estimate_of(TrainConfig(), replace(plan, dtype="float16"), row.shape)
     assert plan.dtype == "float32"
-    assert plan.memory.parts["embeddings and norms"] == 2 * halved.parts["embeddings and norms"] == 4 * row.shape.other_parameters()
+    assert (
+        plan.memory.parts["embeddings and norms"]
+        == 2 * halved.parts["embeddings and norms"]
+        == 4 * row.shape.other_parameters()
+    )
 
 
 def test_the_loss_head_is_what_was_tried_and_planned_for_the_worse_until_then(monkeypatch):

@@ -123,7 +123,11 @@ def test_a_drive_that_cannot_be_mounted_is_a_warning(colab, monkeypatch, capsys,
     monkeypatch.setattr(colab.drive, "FAILS", words)
     assert runtime.mount_drive() is False
     out = capsys.readouterr().out
-    assert out.startswith("[WARN] Google Drive could not be mounted") and words in out and "Training works without it" in out
+    assert (
+        out.startswith("[WARN] Google Drive could not be mounted")
+        and words in out
+        and "Training works without it" in out
+    )
 
 
 def test_elsewhere_drive_is_not_asked_for(capsys):
@@ -146,7 +150,9 @@ def test_a_drive_that_fails_while_training_is_a_warning(colab, job, tmp_path, mo
     assert out.count("[WARN] the copy of this run") == 1 and "Input/output error" in out
 
 
-def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(colab, job, tmp_path, monkeypatch, capsys):
+def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
+    colab, job, tmp_path, monkeypatch, capsys
+):
     from helpers import runs
 
     class Dead(type(tmp_path)):
@@ -217,15 +223,17 @@ def test_an_upload_to_a_hub_that_is_out_of_reach_is_one_sentence(root, adapter, 
     )
     code = UPLOAD.format(token="hf_planted", folder=str(adapter))
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert "ExportError Nothing whole has arrived" in done.stdout and "hf_planted" not in done.stdout + done.stderr, done.stderr[
-        -1000:
-    ]
+    assert "ExportError Nothing whole has arrived" in done.stdout and "hf_planted" not in done.stdout + done.stderr, (
+        done.stderr[-1000:]
+    )
 
 
 def test_every_setup_cell_imports_helpers_before_torch(root):
     """So that PyTorch's allocator reads what the package asks for: nothing imports torch before the first cell has imported helpers."""
     for path in (root / "notebooks").rglob("[0-9][0-9]_*.ipynb"):
         cells = [
-            "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+            "".join(cell["source"])
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "code"
         ]
         assert "helpers" in cells[0] and "torch" not in cells[0], path

@@ -42,7 +42,9 @@ def fetch(hub, root, tmp_path):
 
     def run(model, arguments="", before="", token="", place=None):
         environment = (
-            os.environ | hub.environment(tmp_path / "cache", token) | ({"KAGGLE_KERNEL_RUN_TYPE": "x"} if place == "kaggle" else {})
+            os.environ
+            | hub.environment(tmp_path / "cache", token)
+            | ({"KAGGLE_KERNEL_RUN_TYPE": "x"} if place == "kaggle" else {})
         )
         code = FETCH.format(model=model, arguments=arguments, before=before)
         done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
@@ -71,9 +73,18 @@ def test_a_model_is_fetched_once_and_found_again_without_the_hub(hub, fetch):
 
 
 def test_what_is_there_twice_or_in_other_formats_is_not_fetched():
-    sizes = {"config.json": 1, "consolidated.safetensors": 15, "model-00001-of-00002.safetensors": 8, "model-00002-of-00002.safetensors": 7,
-             "model.safetensors.index.json": 1, "pytorch_model.bin": 15, "original/consolidated.00.pth": 15, "onnx/model.safetensors": 9,
-             "tokenizer.model": 1, "README.md": 1}  # fmt: skip
+    sizes = {
+        "config.json": 1,
+        "consolidated.safetensors": 15,
+        "model-00001-of-00002.safetensors": 8,
+        "model-00002-of-00002.safetensors": 7,
+        "model.safetensors.index.json": 1,
+        "pytorch_model.bin": 15,
+        "original/consolidated.00.pth": 15,
+        "onnx/model.safetensors": 9,
+        "tokenizer.model": 1,
+        "README.md": 1,
+    }
     assert sum(needed_files(sizes).values()) == 1 + 8 + 7 + 1 + 1
     assert "model.safetensors" in needed_files({"model.safetensors": 2, "adapter_model.safetensors": 1})
     assert list(needed_files({"weights.safetensors": 2})) == ["weights.safetensors"]
@@ -94,7 +105,9 @@ def test_a_download_that_does_not_fit_the_disk_is_refused_before_it_starts(hub, 
 
 
 @pytest.mark.parametrize("place, how", [("local", "environment variable HF_TOKEN"), ("kaggle", "Add-ons > Secrets")])
-def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_what_else_to_take(hub, fetch, place, how):
+def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_what_else_to_take(
+    hub, fetch, place, how
+):
     hub.add(LLAMA, SMALL, gated=True)
     out = fetch(LLAMA, place=place)
     assert out.startswith(f"HubRefusal {LLAMA} is gated") and f"https://huggingface.co/{LLAMA}" in out
@@ -104,7 +117,9 @@ def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_w
 
 def test_the_tokenizer_of_a_gated_model_says_the_same(hub, root, tmp_path):
     hub.add(LLAMA, SMALL, gated=True)
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | hub.environment(tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | hub.environment(
+        tmp_path
+    )
     code = f"from helpers.data.tokens import load_tokenizer; load_tokenizer({LLAMA!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert f"DataError: {LLAMA} is gated: accept its licence first" in done.stderr
@@ -136,9 +151,15 @@ def test_a_hub_that_does_not_answer_is_named_as_the_reason(hub, fetch):
 
 
 def test_half_a_download_is_not_taken_for_a_model(hub, fetch, tmp_path):
-    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}).encode()
-    files = {"config.json": CONFIG, "model.safetensors.index.json": index, "model-00001-of-00002.safetensors": b"1",
-             "model-00002-of-00002.safetensors": b"2"}  # fmt: skip
+    index = json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    ).encode()
+    files = {
+        "config.json": CONFIG,
+        "model.safetensors.index.json": index,
+        "model-00001-of-00002.safetensors": b"1",
+        "model-00002-of-00002.safetensors": b"2",
+    }
     hub.add("someone/sharded", files)
     folder = Path(fetch("someone/sharded").split()[1])
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -151,15 +172,22 @@ def test_half_a_download_is_not_taken_for_a_model(hub, fetch, tmp_path):
 
 # ------------------------------------------------------------------------------------------- weights that are 4-bit already
 
-NF4 = {"model_type": "mistral", "hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32768,
-       "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}  # fmt: skip
+NF4 = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "vocab_size": 32768,
+    "quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
 
 
 @pytest.fixture
 def large(hub):
     hub.add(MISTRAL, SMALL | {"tokenizer_config.json": b"original"}, sizes={"model.safetensors": 14_500_000_000})
     hub.add(
-        COPY, SMALL | {"config.json": json.dumps(NF4).encode(), "model.safetensors": b"4 bit", "tokenizer_config.json": b"changed"}
+        COPY,
+        SMALL
+        | {"config.json": json.dumps(NF4).encode(), "model.safetensors": b"4 bit", "tokenizer_config.json": b"changed"},
     )
     return hub
 

@@ -23,12 +23,17 @@ READ_IN = {
     "transformers.AutoModelForCausalLM.from_pretrained": ["transformers.PreTrainedModel.from_pretrained"],
     "transformers.AutoModelForCausalLM.from_config": ["transformers.PreTrainedModel._from_config"],
     "transformers.LlamaForCausalLM.forward": ["trl.trainer.utils.add_fused_lm_head"],
-    "transformers.AutoTokenizer.from_pretrained": ["transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained",
-                                                   "transformers.PreTrainedTokenizerBase.from_pretrained"],
-    "transformers.AutoConfig.from_pretrained": ["transformers.PreTrainedConfig.get_config_dict", "transformers.PreTrainedConfig._get_config_dict"],
+    "transformers.AutoTokenizer.from_pretrained": [
+        "transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained",
+        "transformers.PreTrainedTokenizerBase.from_pretrained",
+    ],
+    "transformers.AutoConfig.from_pretrained": [
+        "transformers.PreTrainedConfig.get_config_dict",
+        "transformers.PreTrainedConfig._get_config_dict",
+    ],
     "transformers.GenerationMixin.generate": ["transformers.GenerationConfig.__init__"],
     "transformers.PreTrainedTokenizerBase.__call__": ["transformers.PreTrainedTokenizerBase._encode_plus"],
-}  # fmt: skip
+}
 RETURNS = {
     "transformers.AutoModelForCausalLM.from_pretrained": "transformers.PreTrainedModel",
     "transformers.AutoModelForCausalLM.from_config": "transformers.PreTrainedModel",
@@ -62,7 +67,9 @@ class Finder(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
-            self.names[alias.asname or alias.name.partition(".")[0]] = alias.name if alias.asname else alias.name.partition(".")[0]
+            self.names[alias.asname or alias.name.partition(".")[0]] = (
+                alias.name if alias.asname else alias.name.partition(".")[0]
+            )
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for alias in node.names:
@@ -73,7 +80,9 @@ class Finder(ast.NodeVisitor):
         """`x.new() if hasattr(x, "new") else ...` asks the version itself, so only the branch that would run counts."""
         self.visit(node.test)
         asked = node.test
-        known = isinstance(asked, ast.Call) and getattr(asked.func, "id", "") == "hasattr" and self.dotted(asked.args[0])
+        known = (
+            isinstance(asked, ast.Call) and getattr(asked.func, "id", "") == "hasattr" and self.dotted(asked.args[0])
+        )
         if known and known.partition(".")[0] in LIBRARIES:
             self.visit(node.body if exists(f"{known}.{asked.args[1].value}") else node.orelse)
         else:
@@ -94,7 +103,9 @@ class Finder(ast.NodeVisitor):
         if self.bases:
             self.names["self"] = self.bases[0] + "()"
         self.generic_visit(node)
-        self.names = outer | {name: kind for name, kind in self.names.items() if name not in outer and not kind.endswith("()")}
+        self.names = outer | {
+            name: kind for name, kind in self.names.items() if name not in outer and not kind.endswith("()")
+        }
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.generic_visit(node)
@@ -136,7 +147,11 @@ class Finder(ast.NodeVisitor):
             return f"{before}.{node.attr}"
         if isinstance(node, ast.Call):  # a call on what a call returns
             made = self.dotted(node.func)
-            return (RETURNS.get(made, made) + "()") if made and (made in RETURNS or made.rpartition(".")[2][:1].isupper()) else None
+            return (
+                (RETURNS.get(made, made) + "()")
+                if made and (made in RETURNS or made.rpartition(".")[2][:1].isupper())
+                else None
+            )
         return None
 
 
@@ -195,10 +210,13 @@ def missing(call: Call) -> list[str]:
     if not unknown or not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or call.target in FREE:
         return unknown if call.target not in FREE else []
     text = "".join(
-        inspect.getsource(inspect.unwrap(typing.cast(typing.Callable, source))) for source in handed_on(call.target, function)
+        inspect.getsource(inspect.unwrap(typing.cast(typing.Callable, source)))
+        for source in handed_on(call.target, function)
     )
     return [
-        keyword for keyword in unknown if f'"{keyword}"' not in text and f"{keyword}:" not in text and f"{keyword}=" not in text
+        keyword
+        for keyword in unknown
+        if f'"{keyword}"' not in text and f"{keyword}:" not in text and f"{keyword}=" not in text
     ]
 
 
@@ -238,8 +256,15 @@ def test_every_keyword_exists_in_these_versions(root, say):
     )
     assert not wrong, "\n".join(wrong)
     found = {call.target.rpartition(".")[2] for call in calls}
-    assert found >= {"SFTConfig", "LoraConfig", "BitsAndBytesConfig", "from_pretrained", "generate", "apply_chat_template",
-                     "snapshot_download"}  # fmt: skip
+    assert found >= {
+        "SFTConfig",
+        "LoraConfig",
+        "BitsAndBytesConfig",
+        "from_pretrained",
+        "generate",
+        "apply_chat_template",
+        "snapshot_download",
+    }
 
 
 @pytest.mark.parametrize(
@@ -255,7 +280,10 @@ def test_every_keyword_exists_in_these_versions(root, say):
             "from transformers import PreTrainedModel as M\ndef f(m: M | None):\n    m.generate(max_new_tokens=1, max_new_token=2)",
             ["max_new_token"],
         ),
-        ("from trl import SFTTrainer\nclass T(SFTTrainer):\n    def f(self):\n        self.train(resume=1)", ["resume"]),
+        (
+            "from trl import SFTTrainer\nclass T(SFTTrainer):\n    def f(self):\n        self.train(resume=1)",
+            ["resume"],
+        ),
         ("from datasets import Dataset\nrows = Dataset.from_list([])\nrows.map(print, batches=True)", ["batches"]),
     ],
 )
@@ -270,7 +298,10 @@ def test_a_call_that_the_code_makes_only_where_it_exists_is_not_asked_for_elsewh
 
 def test_what_is_not_a_librarys_is_left_alone():
     assert (
-        calls_in("x.py", "def f(model):\n    model.generate(anything=1)\nprint(sep='')\nimport os\nos.walk('.', topdown=True)")
+        calls_in(
+            "x.py",
+            "def f(model):\n    model.generate(anything=1)\nprint(sep='')\nimport os\nos.walk('.', topdown=True)",
+        )
         == []
     )
     assert hasattr(builtins, "print")

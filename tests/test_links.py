@@ -68,11 +68,17 @@ def test_the_readme_has_links_to_check():
 def test_dead_links_are_found(tmp_path):
     (tmp_path / "there.md").write_text("# A `Title`, with [a link](x.md)!\n\n## Twice\n\n## Twice\n")
     page = tmp_path / "page.md"
-    page.write_text("[1](there.md) [2](there.md#a-title-with-a-link) [3](there.md#twice-1) [4](https://a.example/b) `[5](gone.md)`\n"
-                    "```\n[6](gone.md)\n```\n")  # fmt: skip
+    page.write_text(
+        "[1](there.md) [2](there.md#a-title-with-a-link) [3](there.md#twice-1) [4](https://a.example/b) `[5](gone.md)`\n"
+        "```\n[6](gone.md)\n```\n"
+    )
     assert broken(page) == []
     page.write_text("[1](gone.md) ![2](there.md#thrice) [3](#nowhere)")
-    assert [problem.partition(" ")[0].rstrip(":") for problem in broken(page)] == ["gone.md", "there.md#thrice", "#nowhere"]
+    assert [problem.partition(" ")[0].rstrip(":") for problem in broken(page)] == [
+        "gone.md",
+        "there.md#thrice",
+        "#nowhere",
+    ]
 
 
 def test_every_command_that_the_pages_name_exists():

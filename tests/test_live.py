@@ -28,7 +28,9 @@ def test_without_a_notebook_each_loss_is_a_line_of_text(run, capsys):
 def test_the_plans_time_is_shown_until_ten_real_steps_replace_it(run):
     chart = LiveChart(run, planned_seconds=60)
     chart.on_train_begin(None, TrainerState(global_step=0, max_steps=20), None)
-    assert "about 17.0 min left by the plan, not yet measured" in chart._time_left(TrainerState(global_step=3, max_steps=20))
+    assert "about 17.0 min left by the plan, not yet measured" in chart._time_left(
+        TrainerState(global_step=3, max_steps=20)
+    )
     chart.started_at -= 100  # 18 steps took 100 seconds
     assert "about 0.2 min left" in chart._time_left(TrainerState(global_step=18, max_steps=20))
 

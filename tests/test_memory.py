@@ -34,14 +34,22 @@ def test_an_8b_model_fits_an_8_gb_card_with_checkpointing_only():
 
 def test_batched_examples_cost_their_tokens_and_an_attention_mask():
     together, alone = (estimate(LLAMA_8B, batch, 2048 // batch, attention="efficient").total_bytes for batch in (4, 1))
-    assert 0 < together - alone <= 4 * 512**2 * (1 + 2)  # a byte for each pair of tokens, and a bias of two in one layer
+    assert (
+        0 < together - alone <= 4 * 512**2 * (1 + 2)
+    )  # a byte for each pair of tokens, and a bias of two in one layer
 
 
 @pytest.mark.parametrize(
     ("change", "smaller"),
-    [({"quantization": "none"}, False), ({"loss_head": "torch"}, False), 
-     ({"optimizer_bytes": 8}, False), ({"r": 64}, False), ({"offload": True}, True), ({"attention": "efficient"}, False)],
-)  # fmt: skip
+    [
+        ({"quantization": "none"}, False),
+        ({"loss_head": "torch"}, False),
+        ({"optimizer_bytes": 8}, False),
+        ({"r": 64}, False),
+        ({"offload": True}, True),
+        ({"attention": "efficient"}, False),
+    ],
+)
 def test_each_lever_moves_memory_the_right_way(change, smaller):
     plain, changed = estimate(LLAMA_8B, 1, 2048).total_bytes, estimate(LLAMA_8B, 1, 2048, **change).total_bytes
     assert changed < plain if smaller else changed >= plain

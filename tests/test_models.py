@@ -89,7 +89,9 @@ def test_generation_does_not_depend_on_the_batch(loaded):
     together = generate(model, tokenizer, prompts, max_new_tokens=8)
     alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert together == alone
-    assert tokenizer.padding_side == "right" or tokenizer.padding_side == tokenizer.init_kwargs.get("padding_side", "right")
+    assert tokenizer.padding_side == "right" or tokenizer.padding_side == tokenizer.init_kwargs.get(
+        "padding_side", "right"
+    )
 
 
 def test_generation_leaves_the_model_in_the_mode_it_had(loaded):
@@ -112,8 +114,12 @@ def test_a_second_adapter_replaces_the_first_even_on_the_base_variable(job, recw
     attach_lora(base, config)
     config.target_modules = ["q_proj"]
     second = attach_lora(base, config)  # what happens when the train cell runs again with other settings
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in second.named_parameters() if "lora_" in name} == {"q_proj"}
-    assert not any("peft_config" in str(warning.message) or "second time" in str(warning.message) for warning in recwarn)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in second.named_parameters() if "lora_" in name} == {
+        "q_proj"
+    }
+    assert not any(
+        "peft_config" in str(warning.message) or "second time" in str(warning.message) for warning in recwarn
+    )
 
 
 def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job, capsys):
@@ -130,7 +136,9 @@ def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job
 
 
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16], ids=["bytes", "bytes named bf16"])
-def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(config, tiny_model, tmp_path, monkeypatch, storage):
+def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
+    config, tiny_model, tmp_path, monkeypatch, storage
+):
     """As `helpers.hub` fetches them: quantised by somebody else, with bf16 written into their configuration.
 
     Some of them store the packed weights under the name of a 16-bit type, so that FSDP can cut them: these bytes are no numbers.
@@ -141,8 +149,13 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(co
 
     from helpers import models
 
-    theirs = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_storage=storage)  # fmt: skip
+    theirs = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=storage,
+    )
     original, copy = tmp_path / "original", tmp_path / "copy"
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(original)
     AutoModelForCausalLM.from_pretrained(

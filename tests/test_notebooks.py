@@ -119,7 +119,11 @@ def test_stamping_changes_everything_and_only_the_address(root, tmp_path, monkey
     for path in (path.relative_to(root) for path in LESSONS + SOLUTIONS + WORKSHEETS):
         changed = (tmp_path / path).read_text(encoding="utf-8")
         assert f"github.com/someone/their-kit/blob/v2/{path.as_posix()}" in changed and repo not in changed
-        back = changed.replace("someone/their-kit", repo).replace("blob/v2", f"blob/{tag}").replace('\\"v2\\"', f'\\"{tag}\\"')
+        back = (
+            changed.replace("someone/their-kit", repo)
+            .replace("blob/v2", f"blob/{tag}")
+            .replace('\\"v2\\"', f'\\"{tag}\\"')
+        )
         assert back == (root / path).read_text(encoding="utf-8")
 
 
@@ -149,8 +153,12 @@ def test_every_name_is_defined_before_it_is_used(runnable):
     for cell in code_cells(runnable):
         tree = ast.parse(cell.source)
         stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        stored |= {(alias.asname or alias.name).partition(".")[0] for node in ast.walk(tree)
-                   if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}  # fmt: skip
+        stored |= {
+            (alias.asname or alias.name).partition(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
         stored |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         stored |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}

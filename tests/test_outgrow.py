@@ -42,7 +42,9 @@ def make_run(model, rows, tmp_path, **settings):
     """22 rows, of which 16 are trained on: four whole steps of four make an epoch."""
     job = make_job(model, rows[:22], max_steps=STEPS, evaluations=3, **settings)
     run = train(**job, root=tmp_path / "runs")
-    assert len(job["training"]) % job["config"].effective_batch_size == 0, "else an epoch's last step is filled up, and differs"
+    assert len(job["training"]) % job["config"].effective_batch_size == 0, (
+        "else an epoch's last step is filled up, and differs"
+    )
     return run, export_script(run, tmp_path / "export", job["training"], job["validation"])
 
 
@@ -55,8 +57,14 @@ def free_port() -> int:
 def launch(config: str, *command: str, folder: Path) -> subprocess.Popen:
     arguments = ["launch", "--config_file", config, "--main_process_port", str(free_port()), *command]
     with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments], cwd=folder,
-                                env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments],
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def finish(process: subprocess.Popen, folder: Path) -> int:
@@ -74,7 +82,9 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
 
 
 def largest_difference(run, folder: Path) -> float:
-    ours = [(event["step"], name, event[name]) for event in run.history for name in ("loss", "eval_loss") if name in event]
+    ours = [
+        (event["step"], name, event[name]) for event in run.history for name in ("loss", "eval_loss") if name in event
+    ]
     theirs = losses(folder)
     assert [row[:2] for row in theirs] == [row[:2] for row in ours] and len(ours) >= STEPS + 3
     return max(abs(one[2] - other[2]) for one, other in zip(theirs, ours))
@@ -118,14 +128,20 @@ def test_one_of_two_is_killed_the_other_ends_too_and_a_restart_goes_on(exported,
     while not list(folder.glob("checkpoints/*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < end, (folder / "log.txt").read_text()[-3000:]
         time.sleep(0.01)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "train.py" in " ".join(child.cmdline())]
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "train.py" in " ".join(child.cmdline())
+    ]
     workers[-1].kill()
     began = time.monotonic()
     assert finish(process, folder) != 0
     seconds = time.monotonic() - began
     assert not (folder / "history.jsonl").exists(), "killed too late: it had finished"
     assert not [child for child in workers if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert "SIGKILL" in (folder / "log.txt").read_text() or "exitcode: -9" in (folder / "log.txt").read_text().replace("  ", " ")
+    assert "SIGKILL" in (folder / "log.txt").read_text() or "exitcode: -9" in (folder / "log.txt").read_text().replace(
+        "  ", " "
+    )
 
     assert finish(launch("replicated.yaml", "train.py", folder=folder), folder) == 0
     worst = largest_difference(run, folder)
@@ -147,15 +163,17 @@ def test_the_configs_are_what_accelerate_understands(job, card, tmp_path, monkey
     settings = yaml.safe_load(accelerate_configs(plan, 2)["sharded.yaml"])["fsdp_config"]
     known = FullyShardedDataParallelPlugin.__dataclass_fields__
     named_otherwise = {"fsdp_auto_wrap_policy": "auto_wrap_policy"}
-    assert {named_otherwise.get(name, name if name == "fsdp_version" else name.removeprefix("fsdp_")) for name in settings} <= set(
-        known
-    )
+    assert {
+        named_otherwise.get(name, name if name == "fsdp_version" else name.removeprefix("fsdp_")) for name in settings
+    } <= set(known)
 
 
 @pytest.mark.slow
 def test_a_step_that_cannot_be_shared_equally_is_refused(exported):
     _, script = exported
-    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT | {"WORLD_SIZE": "3"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=ENVIRONMENT | {"WORLD_SIZE": "3"}, capture_output=True, text=True
+    )
     assert done.returncode == 1 and "4 examples per step cannot be shared equally among 3 processes" in done.stderr
 
 

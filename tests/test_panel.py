@@ -86,10 +86,20 @@ def test_every_control_changes_exactly_its_field(config, panel, field):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model", "Qwen2.5-0.5B-Instruct"), ("quantization", "none"), ("r", 64), ("target_modules", "q_proj, v_proj"), ("max_length", 4096),
-     ("effective_batch_size", 32), ("micro_batch_size", 1), ("gradient_checkpointing", "on"), ("max_steps", 1000),
-     ("num_train_epochs", 5.0), ("validation_share", 0.4)],
-)  # fmt: skip
+    [
+        ("model", "Qwen2.5-0.5B-Instruct"),
+        ("quantization", "none"),
+        ("r", 64),
+        ("target_modules", "q_proj, v_proj"),
+        ("max_length", 4096),
+        ("effective_batch_size", 32),
+        ("micro_batch_size", 1),
+        ("gradient_checkpointing", "on"),
+        ("max_steps", 1000),
+        ("num_train_epochs", 5.0),
+        ("validation_share", 0.4),
+    ],
+)
 def test_what_memory_or_time_depends_on_changes_the_plan_line_or_its_bar(panel, field, value):
     before = panel.plan_view.value, panel.bar_view.value
     panel.controls[field].inputs[0].value = value
@@ -116,13 +126,24 @@ ANY_VALUE = {
     "quantization": st.sampled_from(["nf4", "none"]),
     "gradient_checkpointing": st.sampled_from(["auto", "on", "off"]),
     "lr_scheduler_type": st.sampled_from(["cosine", "linear", "constant_with_warmup", "polynomial"]),
-    "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "v_proj", "up_proj", "odd name"]), min_size=1, unique=True),
-    "r": st.integers(1, 5000), "lora_alpha": st.integers(1, 10**6), "max_length": st.integers(1, 20_000), "seed": st.integers(0, 2**31),
-    "effective_batch_size": st.integers(1, 100), "micro_batch_size": st.just(0), "eval_examples": st.integers(1, 10**5),
-    "evaluations": st.integers(1, 999), "early_stopping_patience": st.integers(0, 99), "max_steps": st.just(-1) | st.integers(1, 10**6),
-    "num_train_epochs": st.floats(0.01, 300), "learning_rate": st.floats(1e-12, 10),
-    "lora_dropout": st.floats(0, 0.999), "warmup_ratio": st.floats(0, 0.999), "validation_share": st.floats(0.0001, 0.4999),
-}  # fmt: skip
+    "target_modules": st.just("all-linear")
+    | st.lists(st.sampled_from(["q_proj", "v_proj", "up_proj", "odd name"]), min_size=1, unique=True),
+    "r": st.integers(1, 5000),
+    "lora_alpha": st.integers(1, 10**6),
+    "max_length": st.integers(1, 20_000),
+    "seed": st.integers(0, 2**31),
+    "effective_batch_size": st.integers(1, 100),
+    "micro_batch_size": st.just(0),
+    "eval_examples": st.integers(1, 10**5),
+    "evaluations": st.integers(1, 999),
+    "early_stopping_patience": st.integers(0, 99),
+    "max_steps": st.just(-1) | st.integers(1, 10**6),
+    "num_train_epochs": st.floats(0.01, 300),
+    "learning_rate": st.floats(1e-12, 10),
+    "lora_dropout": st.floats(0, 0.999),
+    "warmup_ratio": st.floats(0, 0.999),
+    "validation_share": st.floats(0.0001, 0.4999),
+}
 
 
 @LENIENT
@@ -136,9 +157,19 @@ def test_every_config_shows_whole_and_is_never_bent_to_fit(panel_for_all, values
         assert panel.controls[name].read() == value, name
 
 
-@pytest.mark.parametrize(("field", "value", "label"), [("learning_rate", 1.553e-4, "1.553e-4"), ("learning_rate", 5e-4, "5e-4"),
-    ("num_train_epochs", 3.0, "3"), ("r", 24, "24"), ("max_length", 5000, "5,000"), ("warmup_ratio", 0.125, "0.125"),
-    ("max_steps", -1, "by epochs"), ("early_stopping_patience", 0, "off")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value", "label"),
+    [
+        ("learning_rate", 1.553e-4, "1.553e-4"),
+        ("learning_rate", 5e-4, "5e-4"),
+        ("num_train_epochs", 3.0, "3"),
+        ("r", 24, "24"),
+        ("max_length", 5000, "5,000"),
+        ("warmup_ratio", 0.125, "0.125"),
+        ("max_steps", -1, "by epochs"),
+        ("early_stopping_patience", 0, "off"),
+    ],
+)
 def test_a_slider_names_the_value_to_its_last_digit(config, panel, field, value, label):
     setattr(config, field, value)
     panel.refresh()
@@ -198,15 +229,51 @@ def test_what_does_not_suit_the_model_is_said_next_to_the_control(config, panel)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("r", "16"), ("r", 0), ("r", -3), ("r", 10**9), ("learning_rate", 0), ("learning_rate", float("nan")), ("learning_rate", -1e-4),
-     ("learning_rate", 1e300), ("lora_dropout", float("inf")), ("validation_share", 0.9), ("target_modules", []), ("target_modules", "q_proj"),
-     ("max_length", 10**7), ("effective_batch_size", 0), ("effective_batch_size", 10**7), ("effective_batch_size", 2.5), ("seed", 1.5),
-     ("lr_scheduler_type", None), ("model", "<b>no</b>"), ("data", ""), ("data", "\0"), ("name", ""), ("max_steps", 0), ("quantization", "int3"),
-     ("gradient_checkpointing", "maybe"), ("learning_rate", "2e-4"), ("learning_rate", True), ("learning_rate", None), ("model", None),
-     ("effective_batch_size", 10**30), ("max_length", 10**30), ("max_length", float("inf")), ("r", None), ("r", 16.0), ("name", None),
-     ("name", 5), ("target_modules", None), ("target_modules", [1]), ("validation_share", float("nan")), ("validation_share", "15 %"),
-     ("data", None), ("data", 3)],
-)  # fmt: skip
+    [
+        ("r", "16"),
+        ("r", 0),
+        ("r", -3),
+        ("r", 10**9),
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1e-4),
+        ("learning_rate", 1e300),
+        ("lora_dropout", float("inf")),
+        ("validation_share", 0.9),
+        ("target_modules", []),
+        ("target_modules", "q_proj"),
+        ("max_length", 10**7),
+        ("effective_batch_size", 0),
+        ("effective_batch_size", 10**7),
+        ("effective_batch_size", 2.5),
+        ("seed", 1.5),
+        ("lr_scheduler_type", None),
+        ("model", "<b>no</b>"),
+        ("data", ""),
+        ("data", "\0"),
+        ("name", ""),
+        ("max_steps", 0),
+        ("quantization", "int3"),
+        ("gradient_checkpointing", "maybe"),
+        ("learning_rate", "2e-4"),
+        ("learning_rate", True),
+        ("learning_rate", None),
+        ("model", None),
+        ("effective_batch_size", 10**30),
+        ("max_length", 10**30),
+        ("max_length", float("inf")),
+        ("r", None),
+        ("r", 16.0),
+        ("name", None),
+        ("name", 5),
+        ("target_modules", None),
+        ("target_modules", [1]),
+        ("validation_share", float("nan")),
+        ("validation_share", "15 %"),
+        ("data", None),
+        ("data", 3),
+    ],
+)
 def test_nonsense_in_the_config_is_shown_or_named_and_nothing_breaks(config, panel, field, value):
     setattr(config, field, value)
     panel.refresh()
@@ -218,7 +285,9 @@ def test_nonsense_in_the_config_is_shown_or_named_and_nothing_breaks(config, pan
     assert config.lora_alpha == 64, "what is wrong elsewhere must not stand in the way"
 
 
-@pytest.mark.parametrize(("field", "value"), [("effective_batch_size", 10**30), ("learning_rate", "2e-4"), ("max_length", None)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("effective_batch_size", 10**30), ("learning_rate", "2e-4"), ("max_length", None)]
+)
 def test_a_panel_opens_on_nonsense_too_and_says_what_belongs_there(field, value):
     config = TrainConfig()  # model "auto": the planner is asked before anything is shown
     setattr(config, field, value)
@@ -335,7 +404,14 @@ def test_two_panels_on_one_config_follow_each_other(config, panel):
 
 
 def uploaded(name, content):
-    file = {"name": name, "type": "", "size": len(content), "content": content, "lastModified": 0, "last_modified": datetime.now()}
+    file = {
+        "name": name,
+        "type": "",
+        "size": len(content),
+        "content": content,
+        "lastModified": 0,
+        "last_modified": datetime.now(),
+    }
     if int(ipywidgets.__version__.split(".")[0]) >= 8:
         return (file | {"content": memoryview(content)},)
     return {name: {"metadata": file, "content": content}}
@@ -383,9 +459,17 @@ def test_a_file_too_small_to_train_on_is_not_taken(config, panel):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, b"{" * 200_000, b"not json\n" * 50, b"x" * 3_000_000, b'{"a": 1}\n'],
+    "content",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9,
+        b"{" * 200_000,
+        b"not json\n" * 50,
+        b"x" * 3_000_000,
+        b'{"a": 1}\n',
+    ],
     ids=["empty", "picture", "braces", "words", "one long line", "no columns"],
-)  # fmt: skip
+)
 def test_a_broken_upload_is_reported_and_not_taken(config, panel, content):
     before = copy.copy(config)
     panel.data.upload.set_trait("value", uploaded("broken.jsonl", content))
@@ -406,7 +490,10 @@ def test_the_sequence_length_says_what_it_covers(config, panel):
     panel.controls["max_length"].inputs[0].value = 128
     some = panel.controls["max_length"].hint
     panel.controls["max_length"].inputs[0].value = 2048
-    assert panel.controls["max_length"].hint == "covers ≈ 100 % of your examples" and some != panel.controls["max_length"].hint
+    assert (
+        panel.controls["max_length"].hint == "covers ≈ 100 % of your examples"
+        and some != panel.controls["max_length"].hint
+    )
     panel.chooser.value = "Data"
     assert bytes(panel.data.picture.value).startswith(b"\x89PNG")
 
@@ -417,7 +504,10 @@ def test_the_sequence_length_says_what_it_covers(config, panel):
 def a_run(name, **changes):
     run = Run(Path("runs") / name, name, TrainConfig(name=name, **changes).to_dict(), finished=True)
     run.save()
-    events = [{"step": 0, "eval_loss": 3.0}, {"step": 8, "eval_loss": 1.0 + len(changes), "seconds": 60.0, "peak_bytes": GIB}]
+    events = [
+        {"step": 0, "eval_loss": 3.0},
+        {"step": 8, "eval_loss": 1.0 + len(changes), "seconds": 60.0, "peak_bytes": GIB},
+    ]
     (run.folder / "history.jsonl").write_text("\n".join(map(json.dumps, events)))
 
 
@@ -494,7 +584,11 @@ def test_a_dry_run_that_fails_is_said_in_place(panel, monkeypatch):
 
     monkeypatch.setattr("helpers.planner.dry_run", fails)
     panel.exact.click()
-    assert "no torch &lt;here&gt;" in panel.plan_view.value and not panel.exact.disabled and panel.exact.description == "Exact"
+    assert (
+        "no torch &lt;here&gt;" in panel.plan_view.value
+        and not panel.exact.disabled
+        and panel.exact.description == "Exact"
+    )
 
 
 @pytest.mark.slow

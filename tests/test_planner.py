@@ -75,7 +75,9 @@ def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_t
     assert spent < 25 * 1.5  # cold: the worker may have to start
     for phase, batch in (("evaluate", plan.eval_batch), ("generate", plan.generation_batch)):
         assert dry_run(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated
-    assert make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False).peak_bytes == pytest.approx(plan.peak_bytes, rel=0.15)
+    assert make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False).peak_bytes == pytest.approx(
+        plan.peak_bytes, rel=0.15
+    )
 
 
 @pytest.mark.slow
@@ -97,7 +99,9 @@ def test_host_memory_for_offloading_is_counted_twice():
     plan = make_plan(TrainConfig(max_length=16384), KNOWN_GPUS["RTX laptop 6GB"], CATALOG["Qwen3-4B"], exact=False)
     shape = CATALOG["Qwen3-4B"].shape
     assert plan.offload
-    kept = plan.seq_len * plan.micro_batch * shape.hidden_size * 2 * shape.num_hidden_layers  # two bytes, one input for each layer
+    kept = (
+        plan.seq_len * plan.micro_batch * shape.hidden_size * 2 * shape.num_hidden_layers
+    )  # two bytes, one input for each layer
     assert 2 * kept <= _host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
 
 
@@ -136,9 +140,13 @@ def test_the_plan_is_for_the_longest_example_if_that_is_shorter():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"r": 5000}, "r=5000 is larger than the layer k_proj"), ({"max_length": 200_000}, "longer than the 131072 tokens"),
-     ({"target_modules": ["query"]}, "target_modules"), ({"effective_batch_size": 6, "micro_batch_size": 4}, "not divisible")],
-)  # fmt: skip
+    [
+        ({"r": 5000}, "r=5000 is larger than the layer k_proj"),
+        ({"max_length": 200_000}, "longer than the 131072 tokens"),
+        ({"target_modules": ["query"]}, "target_modules"),
+        ({"effective_batch_size": 6, "micro_batch_size": 4}, "not divisible"),
+    ],
+)
 def test_settings_that_cannot_work_get_one_sentence(settings, message):
     with pytest.raises(ConfigError, match=message) as error:
         make_plan(TrainConfig(**settings), T4, LLAMA_8B, exact=False)
@@ -171,7 +179,9 @@ def test_on_linux_expandable_segments_are_asked_for_before_torch_starts(root):
 
     code = "import helpers, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
-    printed = subprocess.run([sys.executable, "-c", code], cwd=root, env=clean, capture_output=True, text=True).stdout.strip()
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=clean, capture_output=True, text=True
+    ).stdout.strip()
     assert printed == ("expandable_segments:True" if sys.platform == "linux" else "None")
 
 
@@ -184,7 +194,9 @@ def test_auto_picks_the_embedded_model_without_gpu_or_hub_and_a_larger_one_other
     assert "135M" in choose_model(TrainConfig(), CPU, hub_reachable=True)[0]
     assert "135M" in choose_model(TrainConfig(), T4, hub_reachable=False)[0]
     for card in ("T4", "RTX 4060", "RTX 2060"):
-        chosen = next(row for row in CATALOG.values() if row.id == choose_model(TrainConfig(), KNOWN_GPUS[card], True)[0])
+        chosen = next(
+            row for row in CATALOG.values() if row.id == choose_model(TrainConfig(), KNOWN_GPUS[card], True)[0]
+        )
         assert not chosen.gated and 1e9 < chosen.shape.parameters() < 3.2e9
 
 
@@ -231,7 +243,9 @@ def test_a_model_that_fits_no_single_card_fits_two_that_share_its_weights():
     assert plan.memory.parts["base weights"] == pytest.approx(whole.memory.parts["base weights"] - codes / 2, rel=0.001)
 
 
-@pytest.mark.parametrize(("gpu", "batch", "words"), [(CPU, 8, "is for CUDA cards"), (T4, 7, "cannot be shared equally among 2")])
+@pytest.mark.parametrize(
+    ("gpu", "batch", "words"), [(CPU, 8, "is for CUDA cards"), (T4, 7, "cannot be shared equally among 2")]
+)
 def test_sharing_that_cannot_work_is_refused_in_a_sentence(gpu, batch, words):
     with pytest.raises(ConfigError, match=words):
         make_plan(TrainConfig(effective_batch_size=batch), gpu, LLAMA_8B, exact=False, gpus=2)

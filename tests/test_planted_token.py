@@ -62,7 +62,12 @@ def planted(tiny_model, root, tmp_path_factory):
 
 def shapes(token):
     """The token as it is, and as it would look in the usual encodings."""
-    return [token.encode(), base64.b64encode(token.encode()).rstrip(b"="), token.encode("utf-16-le"), token[3:].encode()]
+    return [
+        token.encode(),
+        base64.b64encode(token.encode()).rstrip(b"="),
+        token.encode("utf-16-le"),
+        token[3:].encode(),
+    ]
 
 
 def pieces(name, content):

@@ -12,12 +12,53 @@ import yaml
 
 POSIX_MODULES = {"crypt", "fcntl", "grp", "nis", "posix", "pty", "pwd", "resource", "spwd", "syslog", "termios", "tty"}
 POSIX_NAMES = {
-    "os": {"chown", "chroot", "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid", "getuid", "kill", "killpg", "lchown",
-           "link", "mkfifo", "mknod", "nice", "posix_spawn", "sched_getaffinity", "sched_setaffinity", "setsid", "setuid", "statvfs",
-           "symlink", "sync", "uname", "wait", "waitpid", "system", "popen"},
-    "signal": {"SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "alarm", "pause", "setitimer"},
+    "os": {
+        "chown",
+        "chroot",
+        "fork",
+        "forkpty",
+        "getegid",
+        "geteuid",
+        "getgid",
+        "getloadavg",
+        "getpgid",
+        "getuid",
+        "kill",
+        "killpg",
+        "lchown",
+        "link",
+        "mkfifo",
+        "mknod",
+        "nice",
+        "posix_spawn",
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "setsid",
+        "setuid",
+        "statvfs",
+        "symlink",
+        "sync",
+        "uname",
+        "wait",
+        "waitpid",
+        "system",
+        "popen",
+    },
+    "signal": {
+        "SIGALRM",
+        "SIGCHLD",
+        "SIGHUP",
+        "SIGKILL",
+        "SIGQUIT",
+        "SIGSTOP",
+        "SIGUSR1",
+        "SIGUSR2",
+        "alarm",
+        "pause",
+        "setitimer",
+    },
     "time": {"tzset"},
-}  # fmt: skip
+}
 POSIX_METHODS = {"symlink_to", "hardlink_to"}
 POSIX_PATH = re.compile(r"/(bin|content|dev|etc|home|kaggle|mnt|opt|proc|root|run|sys|tmp|usr|var)(/|$)")
 ONLY_IN_COLAB = {"/content/drive/MyDrive"}  # helpers/runtime.py: a folder that is not there anywhere else
@@ -45,8 +86,13 @@ NO_TEXT = {"rb", "wb", "ab", "rb+", "r+b", "xb"}
 
 def complaints(source: str) -> list[str]:
     tree = ast.parse(source)
-    guarded = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try) and any("ImportError" in ast.dump(h) for h in node.handlers)
-               for part in node.body for inner in ast.walk(part)}  # fmt: skip
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try) and any("ImportError" in ast.dump(h) for h in node.handlers)
+        for part in node.body
+        for inner in ast.walk(part)
+    }
     found = []
     for node in ast.walk(tree):
         for words in _about(node, guarded):
@@ -89,7 +135,8 @@ def _about_call(call):
     if name in ("read_text", "write_text") and "encoding" not in keywords:
         yield f"{name} without encoding= is not UTF-8 on Windows"
     if name == "open" and not (
-        isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") in ("os", "webbrowser", "tarfile", "Image")
+        isinstance(call.func, ast.Attribute)
+        and getattr(call.func.value, "id", "") in ("os", "webbrowser", "tarfile", "Image")
     ):
         modes = [argument.value for argument in [*call.args, *keywords.values()] if isinstance(argument, ast.Constant)]
         if (
@@ -116,7 +163,9 @@ def modules(root):
 
 def test_no_helper_and_no_tool_is_for_one_system_only(root):
     found = [
-        f"{path.relative_to(root)}, {words}" for path in modules(root) for words in complaints(path.read_text(encoding="utf-8"))
+        f"{path.relative_to(root)}, {words}"
+        for path in modules(root)
+        for words in complaints(path.read_text(encoding="utf-8"))
     ]
     assert not found, "\n".join(found)
 
@@ -124,13 +173,22 @@ def test_no_helper_and_no_tool_is_for_one_system_only(root):
 @pytest.mark.parametrize(
     "code",
     [
-        "import fcntl", "from resource import getrusage", "import os\nos.fork()", "import signal\nsignal.signal(signal.SIGALRM, None)",
-        "x = '/tmp/file'", "x = '/dev/null'", "import subprocess\nsubprocess.run('ls | wc', shell=True)",
-        "import subprocess\nsubprocess.run(['rm', '-r', 'x'])", "open('x').read()", "from pathlib import Path\nPath('x').write_text('ü')",
-        "import os\nos.system('clear')", "f'{now:%-d}'", "from pathlib import Path\nPath('x').symlink_to('y')",
+        "import fcntl",
+        "from resource import getrusage",
+        "import os\nos.fork()",
+        "import signal\nsignal.signal(signal.SIGALRM, None)",
+        "x = '/tmp/file'",
+        "x = '/dev/null'",
+        "import subprocess\nsubprocess.run('ls | wc', shell=True)",
+        "import subprocess\nsubprocess.run(['rm', '-r', 'x'])",
+        "open('x').read()",
+        "from pathlib import Path\nPath('x').write_text('ü')",
+        "import os\nos.system('clear')",
+        "f'{now:%-d}'",
+        "from pathlib import Path\nPath('x').symlink_to('y')",
         "import multiprocessing\nmultiprocessing.get_context('fork')",
     ],
-)  # fmt: skip
+)
 def test_what_works_on_one_system_only_is_found(code):
     assert complaints(code)
 
@@ -138,10 +196,13 @@ def test_what_works_on_one_system_only_is_found(code):
 @pytest.mark.parametrize(
     "code",
     [
-        "try:\n    import resource\nexcept ImportError:\n    resource = None", "open('x', encoding='utf-8')", "open('x', 'rb')",
-        "import sys, subprocess\nsubprocess.run([sys.executable, '-m', 'pip'])", "x = 'a/b'",
+        "try:\n    import resource\nexcept ImportError:\n    resource = None",
+        "open('x', encoding='utf-8')",
+        "open('x', 'rb')",
+        "import sys, subprocess\nsubprocess.run([sys.executable, '-m', 'pip'])",
+        "x = 'a/b'",
     ],
-)  # fmt: skip
+)
 def test_what_works_everywhere_is_left_alone(code):
     assert complaints(code) == []
 
@@ -151,20 +212,27 @@ def test_file_names_in_the_repository_work_on_every_system(root):
     import subprocess
 
     names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     files = names.stdout.splitlines()
     assert len({file.lower() for file in files}) == len(files)
     reserved = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
     bad = [
-        file for file in files if re.search(r'[<>:"|?*\\]|[ .]$', file) or any(reserved.match(part) for part in Path(file).parts)
+        file
+        for file in files
+        if re.search(r'[<>:"|?*\\]|[ .]$', file) or any(reserved.match(part) for part in Path(file).parts)
     ]
     assert not bad and max(map(len, files)) < 120
 
 
 def test_the_workflows_run_the_fast_tests_on_three_systems_with_actions_of_fixed_versions(root):
     workflows = {
-        path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (root / ".github" / "workflows").glob("*.yml")
+        path.name: yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in (root / ".github" / "workflows").glob("*.yml")
     }
     jobs = [job for workflow in workflows.values() for job in workflow["jobs"].values()]
     systems = {system for job in jobs for system in job.get("strategy", {}).get("matrix", {}).get("os", [])}

@@ -28,12 +28,12 @@ def test_every_number_has_a_reason():
         ("It takes about 3.5 minutes on 2 cores.", ["It takes about 3.5 minutes on 2 cores."]),
         ("A 7B model needs 28 GB.", ["A 7B model needs 28 GB."]),
         ("between 20–30 % and at most 1,200 tokens/s", ["between 20–30 % and at most", "% and at most 1,200 tokens/s"]),
-        ("four times smaller, or \"4x\"", ["four times smaller, or \"4x\"", "four times smaller, or \"4x\""]),
+        ('four times smaller, or "4x"', ['four times smaller, or "4x"', 'four times smaller, or "4x"']),
         ("| laptop | about 4 minutes on 2 cores | 3 GB of RAM |", ["about 4 minutes on 2 cores", "3 GB of RAM"]),
         ("NF4 keeps 4 bits in blocks of 64; step 12; r=16; 2 x 4 examples; held-out ones; notebook 05", []),
         ("`--limit 5 GB` and [a page](https://example.org/5%20GB)", []),
         ("```\n5 seconds\n```", []),
     ],
-)  # fmt: skip
+)
 def test_what_counts_as_a_number(text, numbers):
     assert fragments(text) == numbers

@@ -48,7 +48,9 @@ def test_the_validation_loss_falls_by_thirty_percent(run, say):
 
 
 def test_the_house_style_is_learned(answers, say):
-    before, after = (sum(follows_house_style(row[when]) for row in answers) / len(answers) for when in ("before", "after"))
+    before, after = (
+        sum(follows_house_style(row[when]) for row in answers) / len(answers) for when in ("before", "after")
+    )
     say(f"house style on {len(answers)} held-out letters: {before:.0%} before, {after:.0%} after")
     assert len(answers) >= 40
     assert before < 0.10 and after >= 0.80
@@ -57,7 +59,9 @@ def test_the_house_style_is_learned(answers, say):
 def test_the_prompts_were_never_trained_on(run, answers, root):
     from helpers.data import load_examples, split
 
-    training, validation = split(load_examples(root / run.settings["data"]), run.settings["validation_share"], run.settings["seed"])
+    training, validation = split(
+        load_examples(root / run.settings["data"]), run.settings["validation_share"], run.settings["seed"]
+    )
     trained_on = {example["prompt"][0]["content"] for example in training}
     assert not trained_on & {row["prompt"] for row in answers}
     assert len(validation) / (len(training) + len(validation)) == pytest.approx(0.15, abs=0.01)
@@ -65,13 +69,21 @@ def test_the_prompts_were_never_trained_on(run, answers, root):
 
 def test_history_has_one_object_per_event_with_trls_names(run):
     assert run.history[0]["step"] == 0 and "eval_loss" in run.history[0]
-    assert len(run.evaluations) >= 3 and [event for event in run.history if {"loss", "learning_rate", "grad_norm"} <= set(event)]
+    assert len(run.evaluations) >= 3 and [
+        event for event in run.history if {"loss", "learning_rate", "grad_norm"} <= set(event)
+    ]
     steps = [event["step"] for event in run.history]
     assert steps == sorted(steps)
 
 
 def test_everything_to_keep_is_there(folder):
-    for name in ("adapter/adapter_model.safetensors", "adapter/tokenizer.json", "adapter/README.md", "loss.png", "report.html"):
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "adapter/tokenizer.json",
+        "adapter/README.md",
+        "loss.png",
+        "report.html",
+    ):
         assert (folder / name).stat().st_size > 500, name
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64" in report and "BEFORE" in report and "AFTER" in report and "Linear4bit" in report

@@ -41,13 +41,23 @@ def as_csv(rows, **how):
 
 
 WRITTEN = {
-    "a.jsonl": as_jsonl, "b.json": partial(json.dumps, ensure_ascii=False), "c.json": as_jsonl, "d.ndjson": as_jsonl,
-    "e.json": lambda rows: json.dumps({"version": 1, "data": rows}, indent=1), "f.json": lambda rows: pd.DataFrame(rows).to_json(),
+    "a.jsonl": as_jsonl,
+    "b.json": partial(json.dumps, ensure_ascii=False),
+    "c.json": as_jsonl,
+    "d.ndjson": as_jsonl,
+    "e.json": lambda rows: json.dumps({"version": 1, "data": rows}, indent=1),
+    "f.json": lambda rows: pd.DataFrame(rows).to_json(),
     "g.json": lambda rows: json.dumps({name: [row[name] for row in rows] for name in rows[0]}),
-    "h.json": lambda rows: "\n".join(json.dumps(row, indent=2) for row in rows), "i.jsonl": partial(json.dumps, indent=1),
-    "j.csv": as_csv, "k.csv": partial(as_csv, sep=";"), "l.tsv": partial(as_csv, sep="\t"), "m.csv": partial(as_csv, quoting=1),
-    "n.txt": as_jsonl, "o.csv": as_jsonl, "p.txt": as_csv,
-}  # fmt: skip
+    "h.json": lambda rows: "\n".join(json.dumps(row, indent=2) for row in rows),
+    "i.jsonl": partial(json.dumps, indent=1),
+    "j.csv": as_csv,
+    "k.csv": partial(as_csv, sep=";"),
+    "l.tsv": partial(as_csv, sep="\t"),
+    "m.csv": partial(as_csv, quoting=1),
+    "n.txt": as_jsonl,
+    "o.csv": as_jsonl,
+    "p.txt": as_csv,
+}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -143,7 +153,7 @@ def test_what_follows_a_broken_row_is_still_read(tmp_path):
         ("a.txt", b"just some words\n", "neither JSON"),
         ("a.csv", b"question,answer,question\n1,2,3\n", "line 1: columns 1 and 3 are both named 'question'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -170,8 +180,14 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", None)  # not there, whatever another test has imported
     (tmp_path / "empty").mkdir()
     two = pd.DataFrame([[1, 2]], columns=["a", "a"])
-    for source, message in [(tmp_path / "no.jsonl", "No data file at"), (tmp_path / "empty", "No data file in the folder"), (3, "int is no source"),
-                            ("a\0b.csv", "cannot be opened|No data file"), ("x" * 5000, "cannot be opened"), (two, "both|two columns")]:  # fmt: skip
+    for source, message in [
+        (tmp_path / "no.jsonl", "No data file at"),
+        (tmp_path / "empty", "No data file in the folder"),
+        (3, "int is no source"),
+        ("a\0b.csv", "cannot be opened|No data file"),
+        ("x" * 5000, "cannot be opened"),
+        (two, "both|two columns"),
+    ]:
         with pytest.raises(DataError, match=message):
             values(source)
     with pytest.raises(DataError, match="Colab only"):
@@ -188,7 +204,11 @@ def test_a_file_without_permission(tmp_path):
 
 def test_names_that_mark_held_out_parts():
     assert is_held_out("data/validation-00000-of-00001.parquet") and is_held_out("my_val.jsonl") and is_held_out("test")
-    assert not is_held_out("contest.jsonl") and not is_held_out("validation_folder/train.jsonl") and not is_held_out("latest.csv")
+    assert (
+        not is_held_out("contest.jsonl")
+        and not is_held_out("validation_folder/train.jsonl")
+        and not is_held_out("latest.csv")
+    )
     assert choose_hub_files("a/b", ["data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet"]) == [
         "data/train-0.parquet",
         "data/train-1.parquet",
@@ -216,7 +236,9 @@ class Hub(BaseHTTPRequestHandler):
         name = self.path.split("?")[0].split("/")[-1]
         if self.path.startswith("/api/datasets/owner/letters"):
             siblings = [{"rfilename": file, "size": len(content), "blobId": "0"} for file, content in HUB.items()]
-            self._send(json.dumps({"id": "owner/letters", "sha": "c" * 40, "siblings": siblings, "tags": []}).encode(), body)
+            self._send(
+                json.dumps({"id": "owner/letters", "sha": "c" * 40, "siblings": siblings, "tags": []}).encode(), body
+            )
         elif self.path.startswith("/datasets/owner/letters/resolve/") and name in HUB:
             self._send(HUB[name], body, {"ETag": '"' + "e" * 40 + '"', "X-Repo-Commit": "c" * 40})
         else:
@@ -227,7 +249,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def _send(self, content, body, headers=None):
         self.send_response(200)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": str(len(content)),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -240,12 +266,22 @@ class Hub(BaseHTTPRequestHandler):
 def test_a_data_set_on_the_hub(tmp_path, root):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = ("from helpers.data.reading import read\nfrom helpers.data.faults import DataError\n"
-            "print(ascii([(r.value, r.file) for r in read('owner/letters')]))\n"
-            "try: list(read('owner/nothing'))\nexcept DataError as error: print(error)")  # fmt: skip
-    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
-                                "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    code = (
+        "from helpers.data.reading import read\nfrom helpers.data.faults import DataError\n"
+        "print(ascii([(r.value, r.file) for r in read('owner/letters')]))\n"
+        "try: list(read('owner/nothing'))\nexcept DataError as error: print(error)"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+    )
     server.shutdown()
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.strip().splitlines()

@@ -16,8 +16,12 @@ IMPORT = "from helpers.exercises.halves import check_half, check_third as check_
 
 def executed(*cells: tuple[str, str]) -> nbformat.NotebookNode:
     """A notebook after its execution: (source, what it printed) for each code cell."""
-    return new_notebook(cells=[new_code_cell(source, outputs=[new_output("stream", name="stdout", text=text)] if text else [])
-                               for source, text in cells])  # fmt: skip
+    return new_notebook(
+        cells=[
+            new_code_cell(source, outputs=[new_output("stream", name="stdout", text=text)] if text else [])
+            for source, text in cells
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,11 +31,13 @@ def executed(*cells: tuple[str, str]) -> nbformat.NotebookNode:
         ([(f"{IMPORT}\ncheck_half(2)", "Not yet: is that half?\n")], ["check_half said 'Not yet: is that half?'"]),
         ([(f"{IMPORT}\ncheck_half(2)", "Your turn")], ["check_half said 'Your turn'"]),
         ([(f"{IMPORT}\ncheck_half(2)", "")], ["check_half said ''"]),
-        ([(f"{IMPORT}\ncheck_half(2); check_other(1)", "Right\nNot yet: All Right\n")],
-         ["check_half, check_other said 'Right\\nNot yet: All Right'"]),
+        (
+            [(f"{IMPORT}\ncheck_half(2); check_other(1)", "Right\nNot yet: All Right\n")],
+            ["check_half, check_other said 'Right\\nNot yet: All Right'"],
+        ),
         ([(IMPORT, ""), ("print('Right')", "Right\n")], ["no check is called"]),
     ],
-)  # fmt: skip
+)
 def test_a_solution_must_say_right_at_each_check(cells, wrong):
     assert wrong_checks(executed(*cells)) == wrong
 
@@ -59,15 +65,20 @@ def test_notebooks_that_share_a_run_go_one_after_the_other_and_in_order(tmp_path
 
 @pytest.mark.slow
 def test_what_a_notebook_did_is_measured_and_what_fails_is_named(tmp_path, say):
-    pages = {"01_good.ipynb": "print('fine')", "02_bad.ipynb": "raise ValueError('broken on purpose')",
-             "solutions/01_good.ipynb": "print('Right')"}  # fmt: skip
+    pages = {
+        "01_good.ipynb": "print('fine')",
+        "02_bad.ipynb": "raise ValueError('broken on purpose')",
+        "solutions/01_good.ipynb": "print('Right')",
+    }
     (tmp_path / "solutions").mkdir()
     for name, source in pages.items():
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / name)
     results = run_all([tmp_path / name for name in pages], tmp_path / "out", jobs=2)
     good, bad, unchecked = results
     assert (good.name, good.problem) == ("01_good", "") and good.seconds > 0 and 0 < good.peak_gib < 1
-    assert bad.problem.startswith("ValueError: broken on purpose") and str(tmp_path / "out/02_bad/log.txt") in bad.problem
+    assert (
+        bad.problem.startswith("ValueError: broken on purpose") and str(tmp_path / "out/02_bad/log.txt") in bad.problem
+    )
     assert unchecked.name == "solutions_01_good" and unchecked.problem == "no check is called"
     assert "fine" in (tmp_path / "out/01_good/log.txt").read_text()
     assert json.loads((tmp_path / "out/01_good/executions.jsonl").read_text())["notebook"] == "01_good.ipynb"

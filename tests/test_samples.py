@@ -22,8 +22,13 @@ def rows(root, name):
 
 @pytest.mark.parametrize(
     "name, read, examples",
-    [("customer_support.jsonl", 574, 574), ("python_functions.jsonl", 315, 315), ("clinical_summaries.csv", 210, 210), ("chat_tutor.jsonl", 160, None)],
-)  # fmt: skip
+    [
+        ("customer_support.jsonl", 574, 574),
+        ("python_functions.jsonl", 315, 315),
+        ("clinical_summaries.csv", 210, 210),
+        ("chat_tutor.jsonl", 160, None),
+    ],
+)
 def test_each_sample_loads_whole_and_splits_without_overlap(root, tmp_path, capsys, name, read, examples):
     loaded = load_examples(root / "data_samples" / name, rejected=tmp_path / "rejected.jsonl")
     assert capsys.readouterr().out == "" and not (tmp_path / "rejected.jsonl").exists()
@@ -64,7 +69,9 @@ def test_the_summaries_have_three_sentences_and_csv_keeps_them_exactly(root):
     assert by_csv == pd.read_csv(file, keep_default_na=False).to_dict("records")
     assert sum("\n" in row["input"] for row in by_csv) >= 5 and sum('"' in row["input"] for row in by_csv) >= 10
     for row in by_csv:
-        assert len(re.findall(r"[.!?](?=\s|$)", re.sub(r"\b(vs|Dr|approx)\.", r"\1", row["output"]))) == 3, row["output"]
+        assert len(re.findall(r"[.!?](?=\s|$)", re.sub(r"\b(vs|Dr|approx)\.", r"\1", row["output"]))) == 3, row[
+            "output"
+        ]
         assert "Caution: " in row["output"] and 60 <= len(row["input"].split()) <= 170
     assert len({row["instruction"] for row in by_csv}) > 40
     loaded = load_examples(file)

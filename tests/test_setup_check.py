@@ -9,9 +9,23 @@ from helpers.hardware import GIB
 from helpers.setup_check import Facts, _runs_on, check_setup, judge
 
 VERSIONS = {name: ".".join(map(str, lowest)) for name, lowest in requirements().items()}
-T4 = Facts(place="colab", versions=VERSIONS, cards=["Tesla T4"], driver_cuda=(13, 0), torch_cuda=(12, 8), cuda_works=True, capability=(7, 5),
-           architectures=["sm_75", "sm_80", "sm_90", "compute_90"], gpu_free=14 * GIB, gpu_total=15 * GIB, ram_free=11 * GIB,
-           disk_free=70 * GIB, hub=True, token=True, drive=True)  # fmt: skip
+T4 = Facts(
+    place="colab",
+    versions=VERSIONS,
+    cards=["Tesla T4"],
+    driver_cuda=(13, 0),
+    torch_cuda=(12, 8),
+    cuda_works=True,
+    capability=(7, 5),
+    architectures=["sm_75", "sm_80", "sm_90", "compute_90"],
+    gpu_free=14 * GIB,
+    gpu_total=15 * GIB,
+    ram_free=11 * GIB,
+    disk_free=70 * GIB,
+    hub=True,
+    token=True,
+    drive=True,
+)
 
 
 def said(facts, status):
@@ -28,19 +42,47 @@ def test_a_free_colab_with_a_t4_is_all_ok():
     [
         ({"cards": [], "cuda_works": False}, "WARN", "Runtime > Change runtime type > T4 GPU"),
         ({"cards": [], "cuda_works": False, "place": "kaggle"}, "WARN", "Settings > Accelerator"),
-        ({"cards": [], "cuda_works": False, "place": "local"}, "WARN", "trains the embedded 135M model|train the embedded 135M model"),
+        (
+            {"cards": [], "cuda_works": False, "place": "local"},
+            "WARN",
+            "trains the embedded 135M model|train the embedded 135M model",
+        ),
         ({"torch_cuda": None, "cuda_works": False}, "FAIL", "torch is a CPU build: pip uninstall -y torch"),
-        ({"cuda_works": False, "driver_cuda": (11, 4)}, "FAIL", "driver supports CUDA 11.4, torch needs 12.8: update the NVIDIA driver"),
+        (
+            {"cuda_works": False, "driver_cuda": (11, 4)},
+            "FAIL",
+            "driver supports CUDA 11.4, torch needs 12.8: update the NVIDIA driver",
+        ),
         ({"cuda_works": False}, "FAIL", "run nvidia-smi"),
-        ({"cards": ["Tesla P100-PCIE-16GB"], "capability": (6, 0), "place": "kaggle"}, "FAIL", "sm_60.*choose GPU T4 x2"),
-        ({"cards": ["GTX 1080"], "capability": (6, 1), "place": "local"}, "FAIL", "sm_61.*pip uninstall -y torch, then the command for an older"),
-        ({"torch_cuda": None, "cuda_works": False, "system": "Windows", "place": "local"}, "FAIL", "CPU build.*pytorch.org/get-started/locally"),
+        (
+            {"cards": ["Tesla P100-PCIE-16GB"], "capability": (6, 0), "place": "kaggle"},
+            "FAIL",
+            "sm_60.*choose GPU T4 x2",
+        ),
+        (
+            {"cards": ["GTX 1080"], "capability": (6, 1), "place": "local"},
+            "FAIL",
+            "sm_61.*pip uninstall -y torch, then the command for an older",
+        ),
+        (
+            {"torch_cuda": None, "cuda_works": False, "system": "Windows", "place": "local"},
+            "FAIL",
+            "CPU build.*pytorch.org/get-started/locally",
+        ),
         ({"cuda_works": False, "driver_cuda": (11, 4)}, "FAIL", "pip uninstall -y torch, then the command for CUDA 11"),
         ({"gpu_free": 3 * GIB}, "WARN", "close what uses the card"),
-        ({"cards": ["Tesla T4", "Tesla T4"], "place": "kaggle"}, "OK", "2 cards: this process trains on the first.*accelerate launch.*the second trains another run"),
+        (
+            {"cards": ["Tesla T4", "Tesla T4"], "place": "kaggle"},
+            "OK",
+            "2 cards: this process trains on the first.*accelerate launch.*the second trains another run",
+        ),
         ({"python": (3, 9)}, "FAIL", "Python 3.9: 3.10 or newer"),
         ({"versions": VERSIONS | {"trl": None}}, "FAIL", "trl is missing: run the first cell again"),
-        ({"versions": VERSIONS | {"trl": None}, "place": "local"}, "FAIL", "trl is missing: pip install -r requirements.txt"),
+        (
+            {"versions": VERSIONS | {"trl": None}, "place": "local"},
+            "FAIL",
+            "trl is missing: pip install -r requirements.txt",
+        ),
         ({"versions": VERSIONS | {"peft": "0.1.0"}}, "WARN", "peft 0.1.0 is older than"),
         ({"versions": VERSIONS | {"torchao": "0.10.0"}}, "FAIL", "torchao 0.10.0 makes PEFT fail"),
         ({"ram_free": 2 * GIB}, "WARN", "2.0 GiB of RAM free: close other programs"),
@@ -49,7 +91,7 @@ def test_a_free_colab_with_a_t4_is_all_ok():
         ({"token": False}, "OK", "no Hub token; only gated models need one, in Colab's secrets .the key icon"),
         ({"drive": False}, "OK", "Drive is not mounted"),
     ],
-)  # fmt: skip
+)
 def test_each_trouble_has_its_advice(change, status, words):
     import re
 
@@ -63,10 +105,15 @@ def test_a_torchao_that_peft_accepts_is_no_trouble():
 @pytest.mark.parametrize(
     "capability, built_for, runs",
     [
-        ((7, 5), ["sm_75", "sm_80"], True), ((8, 6), ["sm_75", "sm_80"], True), ((6, 0), ["sm_75", "sm_80"], False),
-        ((12, 0), ["sm_80", "sm_90"], False), ((12, 0), ["sm_80", "compute_90"], True), ((9, 0), ["sm_80", "sm_90a"], True), (None, [], True),
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 6), ["sm_75", "sm_80"], True),
+        ((6, 0), ["sm_75", "sm_80"], False),
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        (None, [], True),
     ],
-)  # fmt: skip
+)
 def test_which_cards_a_torch_build_runs_on(capability, built_for, runs):
     assert _runs_on(capability, built_for) is runs
 

@@ -12,10 +12,14 @@ from tools import stages
 PYTHON = shlex.quote(sys.executable)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="commands are split as a POSIX shell would, and `make` is not for Windows")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="commands are split as a POSIX shell would, and `make` is not for Windows"
+)
 def test_stages_inside_a_stage_get_their_own_lines_and_a_failure_ends_it_all(root):
     inner = f"{PYTHON} -m tools.stages true false never"
-    outermost = {name: value for name, value in os.environ.items() if name != stages.ROWS}  # CI runs this test in a stage of its own
+    outermost = {
+        name: value for name, value in os.environ.items() if name != stages.ROWS
+    }  # CI runs this test in a stage of its own
     command = [sys.executable, "-m", "tools.stages", "true", inner, "never"]
     done = subprocess.run(command, cwd=root, env=outermost, capture_output=True, text=True)
     rows = [line.split() for line in done.stdout.strip().splitlines()]

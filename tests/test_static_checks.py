@@ -15,8 +15,12 @@ HEAVY = ["torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"]
 def test_the_static_checks_pass_without_torch_in_half_a_minute(root, tmp_path, say):
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in HEAVY)  # an import of it raises ImportError
     (tmp_path / "without_torch.py").write_text("import sys\n" + blocked, encoding="utf-8")
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import without_torch, pytest; "
-               f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{STATIC!r}]))"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import without_torch, pytest; "
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{STATIC!r}]))",
+    ]
     began = time.perf_counter()
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     seconds = time.perf_counter() - began

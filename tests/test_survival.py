@@ -65,7 +65,9 @@ def tensors_of(checkpoint: Path) -> dict:
         "adapter": load_file(checkpoint / "adapter_model.safetensors"),
         "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
         "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
-        "random numbers": torch.load(checkpoint / "rng_state.pth", weights_only=False),  # our own file, with numpy's state in it
+        "random numbers": torch.load(
+            checkpoint / "rng_state.pth", weights_only=False
+        ),  # our own file, with numpy's state in it
         "patience": state["stateful_callbacks"]["EarlyStopping"],
         "best": (state["best_global_step"], state["best_metric"]),
         "step": state["global_step"],
@@ -85,7 +87,9 @@ def same(one, other) -> bool:
 def rows_of(run: Run) -> list[dict]:
     """History without what depends on the clock."""
     timed = ("seconds", "peak_bytes", "runtime", "per_second", "train_loss")
-    rows = [{key: value for key, value in event.items() if not any(word in key for word in timed)} for event in run.history]
+    rows = [
+        {key: value for key, value in event.items() if not any(word in key for word in timed)} for event in run.history
+    ]
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
 
 
@@ -127,8 +131,10 @@ def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
     assert child.exitcode == 0
 
     one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
-    say(f"{kills} kills, {inside_a_write} of them inside a checkpoint write; {starts} starts; validation loss "
-        f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}")  # fmt: skip
+    say(
+        f"{kills} kills, {inside_a_write} of them inside a checkpoint write; {starts} starts; validation loss "
+        f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
+    )
     assert kills == KILLS and inside_a_write >= 2
     assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
     last, last_other = latest_whole(one.folder), latest_whole(other.folder)
@@ -174,7 +180,10 @@ def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, mon
     # What was said to be kept is what lies there: the adapter of that very step, and a checkpoint of the last one.
     kept = load_file(run.adapter / "adapter_model.safetensors")
     best = load_file(run.folder / f"checkpoints/checkpoint-{run.best_step}/adapter_model.safetensors")
-    assert all(torch.equal(kept[name], best[name]) for name in best) and latest_whole(run.folder).name == f"checkpoint-{step}"
+    assert (
+        all(torch.equal(kept[name], best[name]) for name in best)
+        and latest_whole(run.folder).name == f"checkpoint-{step}"
+    )
     assert [event["step"] for event in run.history if "loss" in event][-1] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -285,8 +294,19 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
 
     chance = random.Random(0)
     rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
-    job = make_job(tiny_model, rows, r=32, lora_alpha=64, max_steps=-1, num_train_epochs=30, learning_rate=1e-2,
-                   effective_batch_size=10, evaluations=30, early_stopping_patience=5, quantization="none")  # fmt: skip
+    job = make_job(
+        tiny_model,
+        rows,
+        r=32,
+        lora_alpha=64,
+        max_steps=-1,
+        num_train_epochs=30,
+        learning_rate=1e-2,
+        effective_batch_size=10,
+        evaluations=30,
+        early_stopping_patience=5,
+        quantization="none",
+    )
     assert len(job["training"]) == 20
     run = train(**job, root=tmp_path)
     last = run.evaluations[-1][0]
@@ -297,14 +317,18 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
 
     trainer = build_trainer(**job, output_dir=tmp_path)
     trainer.model.load_adapter(str(run.adapter), "default")
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(run.best_eval_loss, abs=1e-5)  # the kept adapter is the best step's
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        run.best_eval_loss, abs=1e-5
+    )  # the kept adapter is the best step's
 
 
 @pytest.mark.parametrize(
     "error",
     [
         OSError(28, "No space left on device"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 19776 vs 19664"),  # PyTorch, on a full disk
+        RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 19776 vs 19664"
+        ),  # PyTorch, on a full disk
         Exception("No space left on device (os error 28)"),  # tokenizers
     ],
 )

@@ -21,7 +21,10 @@ def prepared(job):
 def test_short_examples_are_the_shortest_in_their_order(job):
     everything = short_examples(job["training"], job["tokenizer"], len(job["training"]))
     some = short_examples(job["training"], job["tokenizer"], 5)
-    assert len(some) == 5 and max(len(tokens.ids) for tokens in some) <= sorted(len(tokens.ids) for tokens in everything)[4]
+    assert (
+        len(some) == 5
+        and max(len(tokens.ids) for tokens in some) <= sorted(len(tokens.ids) for tokens in everything)[4]
+    )
     places = [everything.index(tokens) for tokens in some]
     assert places == sorted(places)
 

@@ -22,7 +22,9 @@ from helpers.teaching.quantization import (
 
 
 def texts(figure):
-    return " | ".join(text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title, *axes.get_xticklabels()])
+    return " | ".join(
+        text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title, *axes.get_xticklabels()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,9 @@ def test_the_error_chart_has_a_dot_for_each_layer_and_a_line_for_each_depth():
 
 
 def test_the_footprint_chart_says_how_much_smaller():
-    figure = footprint_chart({"16 bit": {LINEAR: 3 * 2**20, REST: 2**20}, "4 bit": {LINEAR: 2**20, SCALES: 0, REST: 2**20}})
+    figure = footprint_chart(
+        {"16 bit": {LINEAR: 3 * 2**20, REST: 2**20}, "4 bit": {LINEAR: 2**20, SCALES: 0, REST: 2**20}}
+    )
     assert "2 MiB (2.0 times smaller)" in texts(figure) and "4 times smaller" in texts(figure)
 
 

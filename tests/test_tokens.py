@@ -8,7 +8,16 @@ from datasets import Dataset
 from helpers.catalog import CATALOG
 from helpers.charts import length_chart
 from helpers.data.faults import DataError
-from helpers.data.tokens import MASKED, check_tokens, coverage, ensure_chat_template, lengths, load_tokenizer, show_tokens, tokenize
+from helpers.data.tokens import (
+    MASKED,
+    check_tokens,
+    coverage,
+    ensure_chat_template,
+    lengths,
+    load_tokenizer,
+    show_tokens,
+    tokenize,
+)
 from helpers.memory import memory_at_lengths
 
 
@@ -16,7 +25,9 @@ def chat(question, answer):
     return {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
 
 
-CHATS = Dataset.from_list([chat("Why?", "Because of <b>tea</b>."), chat("Größe?", "5 € 🌿"), chat("And\nthen?", "Nothing.")])
+CHATS = Dataset.from_list(
+    [chat("Why?", "Because of <b>tea</b>."), chat("Größe?", "5 € 🌿"), chat("And\nthen?", "Nothing.")]
+)
 TEXTS = Dataset.from_list([{"text": "A plain text."}, {"text": "Another one."}])
 
 
@@ -36,17 +47,28 @@ def test_the_tokens_are_those_that_trl_trains(tiny_model, tokenizer, examples, t
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    trainer = SFTTrainer(AutoModelForCausalLM.from_pretrained(tiny_model), SFTConfig(str(tmp_path), max_length=None, report_to="none", use_cpu=True, bf16=False),
-                         train_dataset=examples, processing_class=tokenizer)  # fmt: skip
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        SFTConfig(str(tmp_path), max_length=None, report_to="none", use_cpu=True, bf16=False),
+        train_dataset=examples,
+        processing_class=tokenizer,
+    )
     ours = tokenize(examples, load_tokenizer(str(tiny_model)))
-    assert [(list(row["input_ids"]), list(row["labels"])) for row in trainer.train_dataset] == [tuple(tokens) for tokens in ours]
+    assert [(list(row["input_ids"]), list(row["labels"])) for row in trainer.train_dataset] == [
+        tuple(tokens) for tokens in ours
+    ]
 
 
 def test_an_answer_and_its_end_are_trained_and_the_question_is_not(tokenizer):
     for example, tokens in zip(CHATS, tokenize(CHATS, tokenizer)):
         trained = [label for label in tokens.labels if label != MASKED]
-        assert tokenizer.decode(trained) == example["completion"][0]["content"] + "<|im_end|>\n" and tokens.trained == len(trained)
-    assert all(tokens.labels == tokens.ids and tokens.ids[-1] == tokenizer.eos_token_id for tokens in tokenize(TEXTS, tokenizer))
+        assert tokenizer.decode(trained) == example["completion"][0][
+            "content"
+        ] + "<|im_end|>\n" and tokens.trained == len(trained)
+    assert all(
+        tokens.labels == tokens.ids and tokens.ids[-1] == tokenizer.eos_token_id
+        for tokens in tokenize(TEXTS, tokenizer)
+    )
 
 
 def test_a_good_data_set_passes_with_its_numbers(tokenizer):
@@ -73,9 +95,7 @@ def test_training_stops_if_one_example_has_no_trained_token(tokenizer):
 
 
 def test_training_stops_if_the_end_token_is_never_trained(tokenizer):
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     with pytest.raises(DataError, match="never learn to stop"):
         check_tokens(CHATS, tokenizer)
 
@@ -103,7 +123,9 @@ def test_padding_with_the_end_token_keeps_the_real_one_trained(tokenizer):
         [{"input_ids": t.ids, "labels": t.labels} for t in tokens]
     )
     for row, one in zip(batch["labels"].tolist(), tokens):
-        assert row[: len(one.ids)] == one.labels and tokenizer.eos_token_id in row and set(row[len(one.ids) :]) <= {MASKED}
+        assert (
+            row[: len(one.ids)] == one.labels and tokenizer.eos_token_id in row and set(row[len(one.ids) :]) <= {MASKED}
+        )
 
 
 def test_a_base_model_gets_a_plain_template(base_tokenizer):
@@ -122,7 +144,10 @@ def test_a_base_model_gets_a_plain_template(base_tokenizer):
 
 def test_show_tokens_tells_trained_from_masked_without_colour(tokenizer):
     view = show_tokens(CHATS[0], tokenizer)
-    assert "[[Because of <b>tea</b>.<|im_end|>\n]]" in str(view) and "[[" not in str(view).split("\n", 1)[1].split("assistant")[0]
+    assert (
+        "[[Because of <b>tea</b>.<|im_end|>\n]]" in str(view)
+        and "[[" not in str(view).split("\n", 1)[1].split("assistant")[0]
+    )
     page = view._repr_html_()
     assert "&lt;" in page and "<b>tea" not in page and "underline" not in page and "border-bottom:2px solid" in page
     assert "trained: counts in the loss" in page and "masked: read, not learned" in page and "special token" in page
@@ -133,7 +158,9 @@ def test_indented_code_stays_indented_in_exported_pages(tokenizer):
     """nbconvert drops ordinary spaces after a line break, so the page holds spaces that nothing drops."""
     from helpers.data.token_view import Piece, TokenView
 
-    page = TokenView([Piece(":\n    ", "trained", False), Piece("return", "trained", False), Piece(" 1", "trained", False)])._repr_html_()
+    page = TokenView(
+        [Piece(":\n    ", "trained", False), Piece("return", "trained", False), Piece(" 1", "trained", False)]
+    )._repr_html_()
     assert "</span>\n\u00a0\u00a0\u00a0\u00a0</span>" in page and "> 1</span>" in page
 
 

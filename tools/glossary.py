@@ -16,8 +16,14 @@ from pathlib import Path
 from tools import course
 
 # Words that the lessons use in another form.
-FORMS = {"scheduler": "schedule", "underfitting": "underfit", "overfitting": "overfit", "generation": "generate",
-         "target modules": "target_modules", "sequence length": "max_length"}  # fmt: skip
+FORMS = {
+    "scheduler": "schedule",
+    "underfitting": "underfit",
+    "overfitting": "overfit",
+    "generation": "generate",
+    "target modules": "target_modules",
+    "sequence length": "max_length",
+}
 ENTRY = re.compile(r"\*\*(.+?)\*\*: (.*?)(?: First in \[lesson \d\d\]\([^)]*\)\.)?")
 
 
@@ -33,11 +39,17 @@ def ordered(glossary: str, texts: dict[Path, str]) -> str:
     """The glossary's text with its entries sorted, and their lessons as they are now."""
     paragraphs = [" ".join(paragraph.split("\n")) for paragraph in glossary.strip().split("\n\n")]
     entries = {match[1]: match[2] for match in map(ENTRY.fullmatch, paragraphs) if match}
-    head = [paragraph for paragraph in glossary.strip().split("\n\n") if not ENTRY.fullmatch(" ".join(paragraph.split("\n")))]
+    head = [
+        paragraph
+        for paragraph in glossary.strip().split("\n\n")
+        if not ENTRY.fullmatch(" ".join(paragraph.split("\n")))
+    ]
     lines = []
     for word in sorted(entries, key=str.casefold):
         lesson = first_lesson(word, texts)
-        lines.append(f"**{word}**: {entries[word]}" + (f" First in [lesson {lesson.name[:2]}]({lesson.name})." if lesson else ""))
+        lines.append(
+            f"**{word}**: {entries[word]}" + (f" First in [lesson {lesson.name[:2]}]({lesson.name})." if lesson else "")
+        )
     return "\n\n".join([*head, *lines]) + "\n"
 
 

@@ -32,7 +32,14 @@ from tools import course
 RECORD = course.ROOT / "benchmarks" / "data" / "lessons_measured.json"
 MEASURED = course.ROOT / "runs" / "notebooks" / "course.json"  # by tools.run_course
 CARDS = {"T4": "Colab T4", "RTX 4060": "RTX 4060, 8 GB"}
-TRAININGS = {"00": 1, "03": 2, "04": 1, "05": 1, "06": 1, "07": 1}  # calls of `train` with the lesson's config; 02 has a loop of its own
+TRAININGS = {
+    "00": 1,
+    "03": 2,
+    "04": 1,
+    "05": 1,
+    "06": 1,
+    "07": 1,
+}  # calls of `train` with the lesson's config; 02 has a loop of its own
 LOADS_16_BIT = ("01", "06")  # lessons that put the unquantised model onto the card as well
 FINDS_A_RUN = {"05": "04", "06": "04"}  # lesson -> the one that leaves its run
 QUICKSTART_CPU = "| no GPU: SmolLM2, 135M parameters | about 10 minutes on 2 cores | 4 GB of RAM |"
@@ -58,8 +65,14 @@ def planned(lesson: Path, gpu: Gpu) -> dict[str, Any]:
         whole = 2 * find_shape(model).parameters() + CUDA_CONTEXT
         peak = whole if number not in TRAININGS else max(peak, whole)
     training, _ = split(load_examples(config.data, rejected=None), config.validation_share, config.seed)
-    seconds = plan.seconds_per_step and plan.seconds_per_step * total_steps(config, len(training)) * TRAININGS.get(number, 0)
-    return {"model": model.rpartition("/")[2], "peak_gib": round(peak / GIB, 1), "training_minutes": seconds and round(seconds / 60, 1)}
+    seconds = plan.seconds_per_step and plan.seconds_per_step * total_steps(config, len(training)) * TRAININGS.get(
+        number, 0
+    )
+    return {
+        "model": model.rpartition("/")[2],
+        "peak_gib": round(peak / GIB, 1),
+        "training_minutes": seconds and round(seconds / 60, 1),
+    }
 
 
 def record() -> dict[str, Any]:
@@ -71,7 +84,10 @@ def record() -> dict[str, Any]:
     for lesson in course.lessons():
         found[lesson.stem] = {card: planned(lesson, KNOWN_GPUS[card]) for card in CARDS}
         if lesson.stem in runs:
-            found[lesson.stem]["CPU"] = {"seconds": runs[lesson.stem]["seconds"], "peak_gib": runs[lesson.stem]["peak_gib"]}
+            found[lesson.stem]["CPU"] = {
+                "seconds": runs[lesson.stem]["seconds"],
+                "peak_gib": runs[lesson.stem]["peak_gib"],
+            }
     return found
 
 
@@ -88,7 +104,9 @@ def table(stem: str, recorded: dict[str, Any]) -> str:
             time = "not known for this card"
         else:
             time = f"training at most {_minutes(60 * minutes)}"
-        rows.append(f"| {name} ({plan['model']}): by the planner, not yet measured | {time} | {plan['peak_gib']:.1f} GiB of the card |")
+        rows.append(
+            f"| {name} ({plan['model']}): by the planner, not yet measured | {time} | {plan['peak_gib']:.1f} GiB of the card |"
+        )
     return "\n".join(rows)
 
 
@@ -109,7 +127,9 @@ def _minutes(seconds: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"measure and plan anew, into {RECORD.relative_to(course.ROOT)}")
+    parser.add_argument(
+        "--record", action="store_true", help=f"measure and plan anew, into {RECORD.relative_to(course.ROOT)}"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, and say what is not current")
     chosen = parser.parse_args(arguments)
     if chosen.record:

@@ -25,7 +25,15 @@ from helpers.embedded import fetch_wheel
 from tools import course, foreign_wheels
 
 FOLDERS = ("notebooks", "helpers", "data_samples", "tools", "benchmarks")
-FILES = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt", "constraints.txt")
+FILES = (
+    "README.md",
+    "LICENSE",
+    "Makefile",
+    "pyproject.toml",
+    "requirements.txt",
+    "requirements-dev.txt",
+    "constraints.txt",
+)
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.part", "rejected.jsonl")
 TO_OPEN_NOTEBOOKS = ["jupyterlab", "nbclient", "nbconvert", "ipykernel"]
 README = """# The fine-tuning course, without network
@@ -56,11 +64,28 @@ def copy_kit(folder: Path) -> None:
 
 def download_here(wheels: Path, index: list[str]) -> None:
     """Wheels for this machine and Python, as pip resolves them."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--disable-pip-version-check",
-               "--dest", str(wheels), "-r", "requirements.txt", *TO_OPEN_NOTEBOOKS, "-c", "constraints.txt", *index]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(wheels),
+        "-r",
+        "requirements.txt",
+        *TO_OPEN_NOTEBOOKS,
+        "-c",
+        "constraints.txt",
+        *index,
+    ]
     done = subprocess.run(command, cwd=course.ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"pip could not download the wheels. Check the network, then run this again.\n{done.stderr[-1500:]}")
+        raise SystemExit(
+            f"pip could not download the wheels. Check the network, then run this again.\n{done.stderr[-1500:]}"
+        )
 
 
 def bundle(into: Path, target: str = "", python: str = "", index: list[str] | None = None) -> Path:
@@ -82,8 +107,12 @@ def bundle(into: Path, target: str = "", python: str = "", index: list[str] | No
     else:
         download_here(wheels, index or [])
     fetch_wheel(wheels)
-    made_for = {"python": python or here, "platform": target or sysconfig.get_platform(), "packages": TO_OPEN_NOTEBOOKS,
-                "system": foreign_wheels.system_of(target) if target else platform.system()}  # fmt: skip
+    made_for = {
+        "python": python or here,
+        "platform": target or sysconfig.get_platform(),
+        "packages": TO_OPEN_NOTEBOOKS,
+        "system": foreign_wheels.system_of(target) if target else platform.system(),
+    }
     (into / "bundle.json").write_text(json.dumps(made_for, indent=1), encoding="utf-8")
     (into / "OFFLINE.md").write_text(README.format(**made_for), encoding="utf-8")
     return pack(into)
@@ -105,24 +134,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, default=course.ROOT / "runs" / "offline-bundle")
     parser.add_argument(
-        "--platform", default="", help="win_amd64, macosx_14_0_arm64, manylinux_2_28_x86_64, ... (default: this machine's)"
+        "--platform",
+        default="",
+        help="win_amd64, macosx_14_0_arm64, manylinux_2_28_x86_64, ... (default: this machine's)",
     )
-    parser.add_argument("--python", default="", help="version of the laptops' Python, such as 3.12; only with --platform")
+    parser.add_argument(
+        "--python", default="", help="version of the laptops' Python, such as 3.12; only with --platform"
+    )
     parser.add_argument("--index", action="append", default=[], metavar="URL", help="an index where pip looks besides")
     chosen = parser.parse_args()
     if chosen.python and not chosen.platform:
-        parser.error("--python needs --platform: for this machine, run the command with the Python that the laptops have")
+        parser.error(
+            "--python needs --platform: for this machine, run the command with the Python that the laptops have"
+        )
     if (chosen.into / "bundle.json").is_file():  # an older bundle, which holds nothing else
         shutil.rmtree(chosen.into)
     elif chosen.into.exists() and (not chosen.into.is_dir() or any(chosen.into.iterdir())):
-        parser.error(f"{chosen.into} is there and is no finished bundle: delete it, or choose another folder with --into")
+        parser.error(
+            f"{chosen.into} is there and is no finished bundle: delete it, or choose another folder with --into"
+        )
     started = time.monotonic()
     zipped = bundle(
-        chosen.into, chosen.platform, chosen.python, [word for url in chosen.index for word in ("--extra-index-url", url)]
+        chosen.into,
+        chosen.platform,
+        chosen.python,
+        [word for url in chosen.index for word in ("--extra-index-url", url)],
     )
     count = len(list((chosen.into / "wheels").glob("*.whl")))
-    print(f"{count} wheels, model, data and notebooks: {zipped}, {zipped.stat().st_size / 2**20:.0f} MiB, "
-          f"in {time.monotonic() - started:.0f} s. Unpack it and run python install.py there.")  # fmt: skip
+    print(
+        f"{count} wheels, model, data and notebooks: {zipped}, {zipped.stat().st_size / 2**20:.0f} MiB, "
+        f"in {time.monotonic() - started:.0f} s. Unpack it and run python install.py there."
+    )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,23 @@ def install(packages):
     """From wheels/ alone, whatever this machine's pip is otherwise told."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     clean["PIP_CONFIG_FILE"] = os.devnull
-    command = [str(PYTHON), "-m", "pip", "install", "--no-index", "--find-links", "wheels", "--no-compile", "--quiet",
-               "--disable-pip-version-check", "-r", "requirements.txt", *packages, "-c", "constraints.txt"]  # fmt: skip
+    command = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--find-links",
+        "wheels",
+        "--no-compile",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        "requirements.txt",
+        *packages,
+        "-c",
+        "constraints.txt",
+    ]
     if subprocess.run(command, cwd=str(FOLDER), env=clean).returncode:
         refuse("pip says above what it misses. If wheels are missing, the bundle was not copied whole: copy it again.")
 

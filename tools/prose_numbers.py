@@ -27,9 +27,7 @@ REASONS = {
     "ratio": "said roughly, as what to look for beside the printed figure",
 }
 WORDS = "half an|one|two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty|thirty|forty|fifty|sixty|ninety|a hundred"
-LONG_UNITS = (
-    r"per ?cent|milliseconds?|seconds?|minutes?|hours?|[KMGT]i?B|kB|bytes?|megabytes?|gigabytes?|tokens? per second|tokens?/s|times"
-)
+LONG_UNITS = r"per ?cent|milliseconds?|seconds?|minutes?|hours?|[KMGT]i?B|kB|bytes?|megabytes?|gigabytes?|tokens? per second|tokens?/s|times"
 UNITS = rf"%|{LONG_UNITS}|ms|s|min|h|[x×](?!\s*\d)"
 NUMBER = re.compile(
     rf"(?<![\w.,`/-])(?:~?\d[\d ,.\u00a0]*(?:\s?(?:to|or|[-–])\s?\d[\d.,]*)?[\s\u00a0-]?(?:{UNITS})|(?:{WORDS})[\s-](?:{LONG_UNITS}))(?![\w/])",
@@ -84,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [f"{name}: {fragment} — {known.get((name, fragment), '?')}" for name, fragment in candidates()]
     if write:
         LIST.write_text(HEAD + "".join(f"{line}\n" for line in lines), encoding="utf-8")
-        print(f"{len(lines)} numbers, {sum(line.endswith('— ?') for line in lines)} to look at, in {LIST.relative_to(course.ROOT)}")
+        print(
+            f"{len(lines)} numbers, {sum(line.endswith('— ?') for line in lines)} to look at, in {LIST.relative_to(course.ROOT)}"
+        )
     else:
         print(*lines, sep="\n")
     return 0

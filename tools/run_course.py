@@ -58,10 +58,14 @@ def wrong_checks(executed: nbformat.NotebookNode) -> list[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(course.CHECKS):
                 known |= {alias.asname or alias.name for alias in node.names if alias.name.startswith("check")}
-        calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        calls = [
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
         called = [name for name in calls if name in known]
         checks += len(called)
-        said = "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+        said = "".join(
+            output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"
+        )
         if sum(line.startswith("Right") for line in said.splitlines()) < len(called):
             wrong.append(f"{', '.join(called)} said {said.strip()[:200]!r}")
     return wrong if checks else ["no check is called"]
@@ -74,8 +78,13 @@ def execute(path: Path, into: Path, core: int | None, threads: int) -> Result:
     command = [sys.executable, "-m", "tools.run_notebook", str(path), "--into", str(into)]
     started = time.monotonic()
     with (into / "log.txt").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=course.ROOT,
-                                   env=os.environ | counts | {"TOKENIZERS_PARALLELISM": "false"})  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=course.ROOT,
+            env=os.environ | counts | {"TOKENIZERS_PARALLELISM": "false"},
+        )
         try:
             if core is not None and hasattr(psutil.Process, "cpu_affinity"):  # macOS does not let processes be pinned
                 psutil.Process(process.pid).cpu_affinity([core])  # the notebook's kernel starts later, and inherits it
@@ -86,11 +95,17 @@ def execute(path: Path, into: Path, core: int | None, threads: int) -> Result:
         said = COLOURS.sub("", (into / "log.txt").read_text(encoding="utf-8", errors="replace"))
         tail = said.strip().splitlines()[-1:]
         return Result(
-            name_of(path), time.monotonic() - started, None, f"{tail[0][:200] if tail else 'failed'} (see {into / 'log.txt'})"
+            name_of(path),
+            time.monotonic() - started,
+            None,
+            f"{tail[0][:200] if tail else 'failed'} (see {into / 'log.txt'})",
         )
     measured = json.loads((into / "executions.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     problems = wrong_checks(course.read(into / "executed.ipynb")) if path.parent.name == "solutions" else []
-    peak, bar = measured["peak_memory_gib"], PEAK_GIB_OF_SEVERAL_PROCESSES if path.name.startswith(TRAINS_IN_PROCESSES) else PEAK_GIB
+    peak, bar = (
+        measured["peak_memory_gib"],
+        PEAK_GIB_OF_SEVERAL_PROCESSES if path.name.startswith(TRAINS_IN_PROCESSES) else PEAK_GIB,
+    )
     if peak > bar:
         problems.append(f"{peak} GiB is more than {bar}")
     return Result(name_of(path), measured["seconds"], peak, "; ".join(problems))
@@ -122,7 +137,10 @@ def run_all(paths: list[Path], into: Path, jobs: int) -> list[Result]:
                 continue
             try:
                 result = execute(
-                    path, into / name_of(path), cores[number] if pinned else None, 1 if jobs > 1 else os.cpu_count() or 1
+                    path,
+                    into / name_of(path),
+                    cores[number] if pinned else None,
+                    1 if jobs > 1 else os.cpu_count() or 1,
                 )
             finally:
                 if is_sharing:
@@ -155,7 +173,9 @@ def quickstart() -> Result | None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only these notebooks: 02_attach_lora, solutions_02_attach_lora, ...")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time; 1: each on all cores (default: 2, one core each)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="how many at a time; 1: each on all cores (default: 2, one core each)"
+    )
     parser.add_argument("--into", type=Path, default=course.ROOT / "runs" / "notebooks")
     chosen = parser.parse_args(arguments)
     paths = [path for path in [*course.lessons(), *course.solutions()] if not path.name.startswith("00_")]
@@ -166,7 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     found = sorted(file.parent.name for file in (course.ROOT / "runs").glob("*/run.json"))
     if found:
-        print(f"Runs that are there already will be found instead of trained, which takes less time: {', '.join(found)}")
+        print(
+            f"Runs that are there already will be found instead of trained, which takes less time: {', '.join(found)}"
+        )
     started = time.monotonic()
     results = run_all(paths, chosen.into.resolve(), max(chosen.jobs, 1))
     minutes = (time.monotonic() - started) / 60

@@ -39,8 +39,9 @@ def main() -> int:
 
     notebook = nbformat.read(arguments.notebook, as_version=4)
     workdir = {"metadata": {"path": str(arguments.notebook.parent)}}
-    client = NotebookClient(notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text,
-                            store_widget_state=False)  # fmt: skip  # a page shows the panel's text: widgets would need a network
+    client = NotebookClient(
+        notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text, store_widget_state=False
+    )  # a page shows the panel's text: widgets would need a network
     started, failure = time.monotonic(), None
     try:
         with PeakOfChildren() as peak:
@@ -55,10 +56,15 @@ def main() -> int:
     nbformat.write(notebook, arguments.into / "executed.ipynb")
     if failure is not None:
         print(
-            f"\n{arguments.notebook} failed; the page up to there: {arguments.into / 'report.html'}\n\n{failure}", file=sys.stderr
+            f"\n{arguments.notebook} failed; the page up to there: {arguments.into / 'report.html'}\n\n{failure}",
+            file=sys.stderr,
         )
         return 1
-    measured = {"notebook": arguments.notebook.name, "seconds": round(seconds, 1), "peak_memory_gib": round(peak.gib, 2)}
+    measured = {
+        "notebook": arguments.notebook.name,
+        "seconds": round(seconds, 1),
+        "peak_memory_gib": round(peak.gib, 2),
+    }
     with (arguments.into / "executions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(measured) + "\n")
     print(

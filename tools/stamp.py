@@ -18,7 +18,9 @@ from tools import course
 
 ROOT = course.ROOT
 BADGES = re.compile(r"^\[!\[Open in Colab\].*$", re.MULTILINE)
-README_ROW = re.compile(r"^(\| \d\d \| \[[^\]]+\]\(notebooks/(\w+)\.ipynb\) \|.*\|)[^|]*\|$", re.MULTILINE)  # its last cell is ours
+README_ROW = re.compile(
+    r"^(\| \d\d \| \[[^\]]+\]\(notebooks/(\w+)\.ipynb\) \|.*\|)[^|]*\|$", re.MULTILINE
+)  # its last cell is ours
 BOOTSTRAP = """import os, subprocess, sys
 from pathlib import Path
 REPO, TAG = "https://github.com/{repo}", "{tag}"
@@ -34,7 +36,9 @@ install_what_is_missing()"""
 def address() -> tuple[str, str]:
     """(owner/name, tag) as pyproject.toml has them."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(r'Repository = "https://github\.com/([^"]+)"', text)[1], re.search(r'^tag = "([^"]+)"', text, re.MULTILINE)[1]
+    return re.search(r'Repository = "https://github\.com/([^"]+)"', text)[1], re.search(
+        r'^tag = "([^"]+)"', text, re.MULTILINE
+    )[1]
 
 
 def notebooks() -> list[Path]:
@@ -64,7 +68,9 @@ def stamped(repo: str, tag: str) -> dict[Path, str]:
         first.source = BOOTSTRAP.format(repo=repo, tag=tag)
         texts[path] = course.text(notebook)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    texts[ROOT / "README.md"] = README_ROW.sub(lambda row: f"{row[1]} {badges(f'notebooks/{row[2]}.ipynb', repo, tag)} |", readme)
+    texts[ROOT / "README.md"] = README_ROW.sub(
+        lambda row: f"{row[1]} {badges(f'notebooks/{row[2]}.ipynb', repo, tag)} |", readme
+    )
     return texts
 
 
@@ -80,11 +86,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or not re.fullmatch(r"[\w./-]+", tag):
             parser.error("REPO must be owner/name, and TAG a tag's name")
         project = ROOT / "pyproject.toml"
-        text = re.sub(r'(Repository = "https://github\.com/)[^"]+', rf"\g<1>{repo}", project.read_text(encoding="utf-8"))
+        text = re.sub(
+            r'(Repository = "https://github\.com/)[^"]+', rf"\g<1>{repo}", project.read_text(encoding="utf-8")
+        )
         project.write_text(re.sub(r'^tag = "[^"]+"', f'tag = "{tag}"', text, flags=re.MULTILINE), encoding="utf-8")
     differing = [path for path, text in stamped(repo, tag).items() if path.read_text(encoding="utf-8") != text]
     for path in differing:
-        print(f"{path.relative_to(ROOT)}: {'differs from pyproject.toml, run make stamp' if chosen.check else 'stamped'}")
+        print(
+            f"{path.relative_to(ROOT)}: {'differs from pyproject.toml, run make stamp' if chosen.check else 'stamped'}"
+        )
         if not chosen.check:
             path.write_text(stamped(repo, tag)[path], encoding="utf-8")
     return 1 if chosen.check and differing else 0

@@ -61,7 +61,9 @@ def needed(source: str) -> set[str]:
     for statement in ast.parse(source).body:
         names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
         read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-        inner = set() if isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else {n.id for n in names} - read
+        inner = (
+            set() if isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else {n.id for n in names} - read
+        )
         inner |= {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
         for node in ast.walk(statement):  # what a loop or a comprehension sets, it sets before it reads it
             if isinstance(node, (ast.For, ast.comprehension)):
@@ -108,7 +110,9 @@ def is_kept(cell: nbformat.NotebookNode, text_before: str, section: str, first: 
         return "keep" in tags
     only_imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
     names = stored(ast.parse(cell.source))
-    sets_config = ("config" in names and "TrainConfig(" in cell.source) or any(name.isupper() and len(name) > 1 for name in names)
+    sets_config = ("config" in names and "TrainConfig(" in cell.source) or any(
+        name.isupper() and len(name) > 1 for name in names
+    )
     return (
         first
         or only_imports
@@ -160,7 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; say what differs")
     check = parser.parse_args(arguments).check
-    texts = {worksheet_path(lesson): worksheet(lesson) for lesson in course.lessons(stamp.ROOT) if has_worksheet(lesson)}
+    texts = {
+        worksheet_path(lesson): worksheet(lesson) for lesson in course.lessons(stamp.ROOT) if has_worksheet(lesson)
+    }
     stale = [path for path in course.worksheets(stamp.ROOT) if path not in texts]
     differing = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in [*differing, *stale]:

@@ -25,7 +25,19 @@ from helpers.data.report import Report, examples_table
 from helpers.data.splitting import split
 from helpers.data.tokens import check_tokens, ensure_chat_template, lengths, show_tokens
 
-__all__ = ["DataError", "Report", "check_examples", "check_tokens", "ensure_chat_template", "examples_table", "lengths", "load_examples",
-           "show_tokens", "split", "to_messages", "upload"]  # fmt: skip
+__all__ = [
+    "DataError",
+    "Report",
+    "check_examples",
+    "check_tokens",
+    "ensure_chat_template",
+    "examples_table",
+    "lengths",
+    "load_examples",
+    "show_tokens",
+    "split",
+    "to_messages",
+    "upload",
+]
 
 datasets_logging.disable_progress_bar()

@@ -15,10 +15,18 @@ from helpers.data.faults import DataError
 def main(arguments: list[str] | None = None) -> int:
     """The command line: prints the report; 0 only if training could start."""
     parser = argparse.ArgumentParser(prog="python -m helpers.data", description="Check a data set for fine-tuning.")
-    parser.add_argument("source", metavar="FILE", help="JSON, JSON lines, CSV, TSV, Parquet (also .gz), a folder, or a Hub id")
-    parser.add_argument("--model", help="also check the tokens of this model: a name from the menu, a folder or a Hub id")
-    parser.add_argument("--max-length", type=int, help="tokens of the longest example that will be trained (needs --model)")
-    parser.add_argument("--truncate", action="store_true", help="keep answers that are cut, instead of setting them aside")
+    parser.add_argument(
+        "source", metavar="FILE", help="JSON, JSON lines, CSV, TSV, Parquet (also .gz), a folder, or a Hub id"
+    )
+    parser.add_argument(
+        "--model", help="also check the tokens of this model: a name from the menu, a folder or a Hub id"
+    )
+    parser.add_argument(
+        "--max-length", type=int, help="tokens of the longest example that will be trained (needs --model)"
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="keep answers that are cut, instead of setting them aside"
+    )
     parser.add_argument("--rejected", metavar="PATH", help="write the rows that were set aside to this file")
     chosen = parser.parse_args(arguments)
     try:

@@ -129,7 +129,9 @@ class _Check:
     def _has_form(self, row: Row) -> bool:
         if row.form != self.form:
             this, others = (
-                ("plain text", "questions with answers") if row.form == TEXT else ("a question with an answer", "plain text")
+                ("plain text", "questions with answers")
+                if row.form == TEXT
+                else ("a question with an answer", "plain text")
             )
             self._set_aside(row.record, Problem("other form", f"this is {this}, most rows are {others}"))
         return row.form == self.form
@@ -162,7 +164,9 @@ class _Check:
             too_long = self.max_length is not None and longest > self.max_length
             cut = f"{longest:,} tokens, {longest - (self.max_length or 0):,} more than max_length {self.max_length}"
             if any(max(example.labels[: self.max_length], default=MASKED) == MASKED for example in own):
-                self._set_aside(row.record, Problem("nothing left", f"no token of an answer would be trained ({longest:,} tokens)"))
+                self._set_aside(
+                    row.record, Problem("nothing left", f"no token of an answer would be trained ({longest:,} tokens)")
+                )
             elif too_long and not self.truncate:
                 self._set_aside(row.record, Problem("too long", cut))
             else:
@@ -194,8 +198,16 @@ class _Check:
     def _set_aside(self, record: Record, problem: Problem) -> None:
         fault = FAULTS[problem.code]
         self._found(problem.code, record, problem.reason)
-        self.rejected.append({"file": record.file, "line": record.line, "fault": fault.name, "reason": problem.reason, "fix": fault.fix,
-                              "record": record.value})  # fmt: skip
+        self.rejected.append(
+            {
+                "file": record.file,
+                "line": record.line,
+                "fault": fault.name,
+                "reason": problem.reason,
+                "fix": fault.fix,
+                "record": record.value,
+            }
+        )
 
     def _found(self, code: str, record: Record, detail: str = "") -> None:
         self.findings.setdefault(code, Finding(code)).add(Place((record.file, record.line)), detail)
@@ -221,9 +233,15 @@ class _Check:
         if len(examples):
             self.notes.append(advice(len(examples)))
         return Report(
-            source, examples, self.rejected, {"input": self.read, "kept": self.kept, "rejected": len(self.rejected), "examples": len(examples)},
-            self.findings, self.notes, self.tokens, self._stop(),
-        )  # fmt: skip
+            source,
+            examples,
+            self.rejected,
+            {"input": self.read, "kept": self.kept, "rejected": len(self.rejected), "examples": len(examples)},
+            self.findings,
+            self.notes,
+            self.tokens,
+            self._stop(),
+        )
 
     def _stop(self) -> str:
         if not self.read:

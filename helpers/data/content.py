@@ -41,12 +41,27 @@ COMMON_WORDS = {
 }
 LANGUAGES_OF = {
     word: frozenset(name for name, words in COMMON_WORDS.items() if word in words.split())
-    for words in COMMON_WORDS.values() for word in words.split() if len(word) > 1  # in code, single letters are names
-}  # fmt: skip
-SCRIPTS = {"CYRILLIC": "Cyrillic script", "GREEK": "Greek", "ARABIC": "Arabic script", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari script",
-           "THAI": "Thai", "HANGUL": "Korean", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "CJK": "Chinese characters"}  # fmt: skip
+    for words in COMMON_WORDS.values()
+    for word in words.split()
+    if len(word) > 1  # in code, single letters are names
+}
+SCRIPTS = {
+    "CYRILLIC": "Cyrillic script",
+    "GREEK": "Greek",
+    "ARABIC": "Arabic script",
+    "HEBREW": "Hebrew",
+    "DEVANAGARI": "Devanagari script",
+    "THAI": "Thai",
+    "HANGUL": "Korean",
+    "HIRAGANA": "Japanese",
+    "KATAKANA": "Japanese",
+    "CJK": "Chinese characters",
+}
 LANGUAGE_SAMPLE = 600  # characters of a text that decide its language
-FEWEST_WORDS, CLEAR_LEAD = 4, 2  # different common words needed to name a language, and how far ahead of the second it must be
+FEWEST_WORDS, CLEAR_LEAD = (
+    4,
+    2,
+)  # different common words needed to name a language, and how far ahead of the second it must be
 
 
 def suspicions(text: str) -> dict[str, str]:

@@ -82,7 +82,9 @@ class Signatures:
         numbers = [self._number(word) for word in words]
         hashed = np.array(numbers, dtype=np.uint64)
         mixed = hashed[:-1] * np.uint64(0x9E3779B97F4A7C15) ^ hashed[1:] * np.uint64(0xC2B2AE3D27D4EB4F)
-        self._pairs.append(np.unique((mixed >> np.uint64(32)).astype(np.uint32)) if len(words) >= FEWEST_WORDS else NOTHING)
+        self._pairs.append(
+            np.unique((mixed >> np.uint64(32)).astype(np.uint32)) if len(words) >= FEWEST_WORDS else NOTHING
+        )
         self._exact.append(hash(tuple(numbers)) if words else hash(text))
 
     def _number(self, word: str) -> int:

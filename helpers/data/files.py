@@ -20,16 +20,27 @@ LARGEST = 2 * 2**30  # bytes, also after unpacking: far more text than one card 
 HEAD, CHUNK = 65_536, 1 << 20  # bytes looked at first, and read at a time
 SNIFFED = 65_536  # characters looked at to tell formats apart
 SUFFIXES = {
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".txt": "",
-}  # fmt: skip
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".parquet": "parquet",
+    ".txt": "",
+}
 NOT_DATA = {
     b"PK\x03\x04": "an Excel file or a zip archive: save the sheet as CSV, or unpack the archive",
     b"%PDF": "a PDF: copy its questions and answers into a CSV or JSON lines file",
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV",
-    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it",
-    b"BZh": "packed with bzip2: unpack it", b"\xfd7zXZ": "packed with xz: unpack it", b"ARROW1": "an Arrow file: save it as Parquet",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it",
+    b"BZh": "packed with bzip2: unpack it",
+    b"\xfd7zXZ": "packed with xz: unpack it",
+    b"ARROW1": "an Arrow file: save it as Parquet",
     b"\x80\x04\x95": "a pickle, which can run code: save it as Parquet",
-}  # fmt: skip
+}
 ESCAPED = re.compile("[\udc80-\udcff]")  # how Python shows a byte that is no UTF-8
 
 
@@ -108,7 +119,11 @@ class DataFile:
             DataError: the file is binary.
         """
         self._refuse_binary()
-        for mark, name in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        for mark, name in (
+            (codecs.BOM_UTF8, "utf-8-sig"),
+            (codecs.BOM_UTF16_LE, "utf-16"),
+            (codecs.BOM_UTF16_BE, "utf-16"),
+        ):
             if self.head.startswith(mark):
                 return name
         zeros = self.head[1::2].count(0), self.head[::2].count(0)
@@ -137,11 +152,15 @@ class DataFile:
         what = next((what for magic, what in NOT_DATA.items() if self.head.startswith(magic)), "")
         utf16 = self.head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         controls = len(re.findall(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", self.head))
-        zeros = max(self.head[1::2].count(0), self.head[::2].count(0)) if self.head.count(0) < 0.6 * len(self.head) else 0
+        zeros = (
+            max(self.head[1::2].count(0), self.head[::2].count(0)) if self.head.count(0) < 0.6 * len(self.head) else 0
+        )
         if zeros > 0.3 * len(self.head) / 2:  # text in UTF-16: every other byte is zero
             controls -= zeros
         if what or (not utf16 and controls > max(3, 0.03 * len(self.head))):
-            raise DataError(f"{self.name} is {what or 'a binary file'}. Data files are JSON, JSON lines, CSV, TSV or Parquet.")
+            raise DataError(
+                f"{self.name} is {what or 'a binary file'}. Data files are JSON, JSON lines, CSV, TSV or Parquet."
+            )
 
 
 class _Limited(io.RawIOBase):
@@ -160,7 +179,9 @@ class _Limited(io.RawIOBase):
             raise _unreadable(self.name, error) from None
         self.count += len(data)
         if self.count > LARGEST:
-            raise DataError(f"{self.name} unpacks to more than {LARGEST / 2**30:.0f} GiB. Take the first 100,000 examples.")
+            raise DataError(
+                f"{self.name} unpacks to more than {LARGEST / 2**30:.0f} GiB. Take the first 100,000 examples."
+            )
         buffer[: len(data)] = data
         return len(data)
 

@@ -27,11 +27,18 @@ SYSTEM = ("system", "system_prompt", "system_message")
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 PLAIN = ("text", "content")
 ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "bing": "assistant",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "bing": "assistant",
     "bard": "assistant",
-}  # fmt: skip
+}
 
 
 def to_examples(record: Any) -> tuple[str, list[Example]] | Problem:
@@ -48,7 +55,9 @@ def to_examples(record: Any) -> tuple[str, list[Example]] | Problem:
     if "text" in columns:
         return _from_text(columns["text"], values["text"])
     if isinstance(values["question"], list) and isinstance(values["answer"], list):  # TRL: both are lists of messages
-        return _from_turns(columns["question"], values["question"] + values["answer"], None, only_after=len(values["question"]))
+        return _from_turns(
+            columns["question"], values["question"] + values["answer"], None, only_after=len(values["question"])
+        )
     return _from_pair(columns, values)
 
 
@@ -60,7 +69,11 @@ def used_columns(record: dict[str, Any]) -> set[str]:
 
 def texts_of(example: Example) -> list[str]:
     """Every text in an example, in order."""
-    return [example["text"]] if "text" in example else [message["content"] for message in example["prompt"] + example["completion"]]
+    return (
+        [example["text"]]
+        if "text" in example
+        else [message["content"] for message in example["prompt"] + example["completion"]]
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -71,7 +84,9 @@ def _recognise(names: tuple[str, ...]) -> dict[str, str] | None:
         by_plain_name.setdefault(name.strip().lstrip("\ufeff").lower().replace(" ", "_").replace("-", "_"), name)
 
     def first(wanted: tuple[str, ...], taken: str | None = None) -> str | None:
-        return next((by_plain_name[name] for name in wanted if name in by_plain_name and by_plain_name[name] != taken), None)
+        return next(
+            (by_plain_name[name] for name in wanted if name in by_plain_name and by_plain_name[name] != taken), None
+        )
 
     turns, question, answer, text = first(TURNS), first(QUESTION), first(ANSWER), first(PLAIN)
     if turns:
@@ -103,7 +118,11 @@ def _unrecognised(record: dict[str, Any]) -> Problem:
     has_question = any(name.strip().lower() in QUESTION for name in names)
     has_answer = any(name.strip().lower() in ANSWER for name in names)
     lacking = (
-        "answer" if has_question and not has_answer else "question" if has_answer and not has_question else "question and answer"
+        "answer"
+        if has_question and not has_answer
+        else "question"
+        if has_answer and not has_question
+        else "question and answer"
     )
     return Problem("missing column", f"no column for the {lacking}; found {found[:300] or 'no column at all'}")
 
@@ -168,7 +187,9 @@ def _from_turns(column: str, value: Any, system: Any, only_after: int = 0) -> tu
             examples.append({"prompt": list(messages), "completion": [message]})
         messages.append(message)
     if messages[-1]["role"] == "user":
-        return Problem("ends with user", f"{column!r}: the last of {len(turns)} turns is the user's, so it has no answer")
+        return Problem(
+            "ends with user", f"{column!r}: the last of {len(turns)} turns is the user's, so it has no answer"
+        )
     if not examples:
         return Problem("no answer", f"{column!r} holds no assistant turn to train on")
     return CHAT, examples
@@ -181,7 +202,9 @@ def _message(turn: Any, place: str) -> Message | Problem:
     role = turn.get("from") if turn.get("role") is None else turn["role"]
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         shown = "missing" if role is None else f"{role!r:.60}"
-        return Problem("unknown role", f"{place}: the role is {shown}; known are system, user (human) and assistant (gpt)")
+        return Problem(
+            "unknown role", f"{place}: the role is {shown}; known are system, user (human) and assistant (gpt)"
+        )
     content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
     if (
         isinstance(content, list)

@@ -70,14 +70,22 @@ class Overview:
         return [near, leaks]
 
     def _repeated_answers(self) -> list[Finding]:
-        often = [finding for finding in self.answers.values() if finding.count >= max(REPEATED, REPEATED_SHARE * len(self.places))]
+        often = [
+            finding
+            for finding in self.answers.values()
+            if finding.count >= max(REPEATED, REPEATED_SHARE * len(self.places))
+        ]
         often.sort(key=lambda finding: -finding.count)
         if not often:
             return []
         first = often[0]
         others = f"; {len(often) - 1} more such answers" if len(often) > 1 else ""
         total = sum(finding.count for finding in often)
-        return [Finding("repeated answer", total, first.places, f"{first.detail} answers {first.count:,} rows{others}", False)]
+        return [
+            Finding(
+                "repeated answer", total, first.places, f"{first.detail} answers {first.count:,} rows{others}", False
+            )
+        ]
 
     def _languages(self) -> list[Finding]:
         """Rows in another language than the most common one."""
@@ -88,7 +96,13 @@ class Overview:
         places = [place for _, finding in others for place in finding.places][:5]
         named = ", ".join(f"{finding.count:,} {name}" for name, finding in others[:4])
         return [
-            Finding("language", sum(finding.count for _, finding in others), places, f"{main[1].count:,} {main[0]}, {named}", False)
+            Finding(
+                "language",
+                sum(finding.count for _, finding in others),
+                places,
+                f"{main[1].count:,} {main[0]}, {named}",
+                False,
+            )
         ]
 
 

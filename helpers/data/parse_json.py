@@ -59,7 +59,9 @@ def _values(text: str, name: str, array: bool) -> Iterator[Record]:
         if rest == "]" and array:
             position = space.match(text, position + 1).end()
             if position < len(text):
-                reason = f"line {line + text.count(chr(10), counted, position)}: there is more text after the array's end"
+                reason = (
+                    f"line {line + text.count(chr(10), counted, position)}: there is more text after the array's end"
+                )
                 yield Record(text[position:], name, line, Problem("unreadable rest", reason))
             return
         try:
@@ -72,7 +74,9 @@ def _values(text: str, name: str, array: bool) -> Iterator[Record]:
             )
             if rest == "":
                 place = f"line {line}: the file ends before the array does"
-            yield Record(text[position:], name, line, Problem("unreadable rest", f"not readable as JSON from here on ({place})"))
+            yield Record(
+                text[position:], name, line, Problem("unreadable rest", f"not readable as JSON from here on ({place})")
+            )
             return
         yield Record(value, name, line)
 
@@ -92,7 +96,11 @@ def is_json(text: str) -> bool:
 
 def _unwrap(value: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows in {"data": [row, ...]}, in {"column": [cell, ...], ...} or in what pandas writes, {"column": {"0": cell}, ...}."""
-    lists = [rows for rows in value.values() if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)]
+    lists = [
+        rows
+        for rows in value.values()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    ]
     rows = [row for rows in lists for row in rows]
     if rows:
         is_conversation = all({"role", "content"} <= row.keys() or {"from", "value"} <= row.keys() for row in rows)

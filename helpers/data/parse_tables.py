@@ -28,7 +28,9 @@ def table(file: DataFile) -> Iterator[Record]:
             except (csv.Error, ValueError) as error:
                 unclosed = "unexpected end of data" in str(error)
                 reason = f"a quote opened in line {line} is never closed" if unclosed else f"{error} (line {line})"
-                yield Record(f"line {line}", file.name, line, Problem("unreadable rest" if unclosed else "broken line", reason))
+                yield Record(
+                    f"line {line}", file.name, line, Problem("unreadable rest" if unclosed else "broken line", reason)
+                )
                 continue
             if row is None:
                 return
@@ -37,10 +39,10 @@ def table(file: DataFile) -> Iterator[Record]:
             if header is None:
                 header = _header(row, file.name, line)
             elif len(row) != len(header):
-                reason = (
-                    f"{len(row)} fields, but the header has {len(header)}; a field that holds {delimiter!r} needs quotes around it"
+                reason = f"{len(row)} fields, but the header has {len(header)}; a field that holds {delimiter!r} needs quotes around it"
+                yield Record(
+                    dict(zip(header, row)) | {"(fields)": row}, file.name, line, Problem("broken line", reason)
                 )
-                yield Record(dict(zip(header, row)) | {"(fields)": row}, file.name, line, Problem("broken line", reason))
             else:
                 yield Record(dict(zip(header, row)), file.name, line)
 
@@ -63,7 +65,9 @@ def _header(row: list[str], name: str, line: int) -> list[str]:
     for column, cell in enumerate(names, start=1):
         if cell and cell in names[: column - 1]:
             first = names.index(cell) + 1
-            raise DataError(f"{name}, line {line}: columns {first} and {column} are both named {cell!r}. Rename one of them.")
+            raise DataError(
+                f"{name}, line {line}: columns {first} and {column} are both named {cell!r}. Rename one of them."
+            )
     return names
 
 
@@ -75,7 +79,9 @@ def parquet(file: DataFile) -> Iterator[Record]:
         source = ParquetFile(file.seekable())
         names = list(source.schema_arrow.names)
     except Exception as error:  # pyarrow may fail in many ways on a damaged file
-        raise DataError(f"{file.name} is not readable as Parquet ({first_line(error)}). Write or download it again.") from None
+        raise DataError(
+            f"{file.name} is not readable as Parquet ({first_line(error)}). Write or download it again."
+        ) from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{file.name}: two columns are named {twice!r}. Rename one of them.")
@@ -88,5 +94,8 @@ def parquet(file: DataFile) -> Iterator[Record]:
                 yield Record(row, file.name, done)
     except Exception as error:
         yield Record(
-            None, file.name, done + 1, Problem("unreadable rest", f"row {done + 1} onwards is damaged ({first_line(error)})")
+            None,
+            file.name,
+            done + 1,
+            Problem("unreadable rest", f"row {done + 1} onwards is damaged ({first_line(error)})"),
         )

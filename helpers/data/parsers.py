@@ -50,8 +50,10 @@ def _reader(file: DataFile, head: str) -> Callable[[DataFile], Iterator[Record]]
         return objects
     if "\t" in first_line or "," in first_line:
         return table
-    raise DataError(f"{file.name} is neither JSON, JSON lines, CSV, TSV nor Parquet. Save your examples as one of these; "
-                    'plain text as lines of {"text": "..."}.')  # fmt: skip
+    raise DataError(
+        f"{file.name} is neither JSON, JSON lines, CSV, TSV nor Parquet. Save your examples as one of these; "
+        'plain text as lines of {"text": "..."}.'
+    )
 
 
 def _is_array(start: str, whole: bool) -> bool:

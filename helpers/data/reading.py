@@ -19,7 +19,9 @@ from helpers.data.files import LARGEST, DataFile, Record, first_line, kind_of
 from helpers.data.parsers import parse
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
-HELD_OUT = re.compile(r"(?:^|[^a-z])(validation|valid|val|dev|test|eval)(?:[^a-z]|$)")  # in the name of a file or a split
+HELD_OUT = re.compile(
+    r"(?:^|[^a-z])(validation|valid|val|dev|test|eval)(?:[^a-z]|$)"
+)  # in the name of a file or a split
 
 
 def read(source: Any) -> Iterator[Record]:
@@ -59,7 +61,9 @@ def name_of(source: Any) -> str:
         return str(source)
     if isinstance(source, Mapping):
         return ", ".join(map(str, source)) or "the upload"
-    return {"list": "the list", "tuple": "the list", "DataFrame": "the DataFrame"}.get(type(source).__name__, "the dataset")
+    return {"list": "the list", "tuple": "the list", "DataFrame": "the DataFrame"}.get(
+        type(source).__name__, "the dataset"
+    )
 
 
 def is_held_out(name: str) -> bool:
@@ -101,15 +105,27 @@ def _files(source: str | Path) -> list[DataFile]:
             return [DataFile(str(file), file) for file in found]
         exists = path.exists()
     except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL in it
-        raise DataError(f"{text!r:.200} cannot be opened ({first_line(error)}). Check the path and its permissions.") from None
-    if not exists and isinstance(source, str) and HUB_ID.fullmatch(text.removeprefix("hf://datasets/")) and kind_of(text) is None:
+        raise DataError(
+            f"{text!r:.200} cannot be opened ({first_line(error)}). Check the path and its permissions."
+        ) from None
+    if (
+        not exists
+        and isinstance(source, str)
+        and HUB_ID.fullmatch(text.removeprefix("hf://datasets/"))
+        and kind_of(text) is None
+    ):
         return _from_hub(text.removeprefix("hf://datasets/"))
     raise DataError(f"No data file at {os.path.abspath(path)}. Check the path, or copy your file there.")
 
 
 def _is_data(file: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in file.parts)
-    return not hidden and kind_of(file.name) is not None and file.suffix.lower() != ".txt" and file.name != "rejected.jsonl"
+    return (
+        not hidden
+        and kind_of(file.name) is not None
+        and file.suffix.lower() != ".txt"
+        and file.name != "rejected.jsonl"
+    )
 
 
 def _from_hub(text: str) -> list[DataFile]:
@@ -122,8 +138,10 @@ def _from_hub(text: str) -> list[DataFile]:
         siblings = HfApi().dataset_info(repo, files_metadata=True).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings if _is_data(Path(file.rfilename))}
     except Exception as error:  # no network, no such data set, gated: whatever the Hub says is passed on
-        raise DataError(f"No file at {os.path.abspath(text)}, and no data set {repo!r} on the Hub ({first_line(error)}). "
-                        "Check the spelling and the network; a gated data set needs `hf auth login`.") from None  # fmt: skip
+        raise DataError(
+            f"No file at {os.path.abspath(text)}, and no data set {repo!r} on the Hub ({first_line(error)}). "
+            "Check the spelling and the network; a gated data set needs `hf auth login`."
+        ) from None
     chosen = choose_hub_files(repo, [file for file in sizes if file.startswith(inside)])
     total = sum(sizes[file] for file in chosen)
     if total > LARGEST:
@@ -135,13 +153,17 @@ def _from_hub(text: str) -> list[DataFile]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{repo}: the download failed ({first_line(error)}). Check the network, then run this again.") from None
+        raise DataError(
+            f"{repo}: the download failed ({first_line(error)}). Check the network, then run this again."
+        ) from None
 
 
 def choose_hub_files(repo: str, files: list[str]) -> list[str]:
     """Which files of a data set are its training data: of one configuration, without validation and test parts."""
     if not files:
-        raise DataError(f"{repo} has no JSON, CSV, TSV or Parquet file. Choose another data set, or download it and convert it.")
+        raise DataError(
+            f"{repo} has no JSON, CSV, TSV or Parquet file. Choose another data set, or download it and convert it."
+        )
     train = [file for file in files if not is_held_out(file)] or files
     folders = sorted({str(Path(file).parent.as_posix()) for file in train} - {"."})
     if len(folders) > 1 and not any("/" not in file for file in train):
@@ -164,7 +186,9 @@ def _table_rows(table: Any) -> Iterator[Record]:
     if twice is not None:
         raise DataError(f"The DataFrame: two columns are named {twice!r}. Rename one of them.")
     for number, row in enumerate(table.itertuples(index=False, name=None), start=1):
-        yield Record({name: None if _is_missing(value) else value for name, value in zip(names, row)}, "the DataFrame", number)
+        yield Record(
+            {name: None if _is_missing(value) else value for name, value in zip(names, row)}, "the DataFrame", number
+        )
 
 
 def _is_missing(value: Any) -> bool:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from helpers.data.tokens import TokenCheck
 
 PLACES = 5  # places named for each finding
-SMALL, ENOUGH = 50, 500  # examples: below, even a style is hard to learn; from here on, a first training is worth its time
+SMALL, ENOUGH = (
+    50,
+    500,
+)  # examples: below, even a style is hard to learn; from here on, a first training is worth its time
 
 
 class Place(tuple):
@@ -99,11 +102,15 @@ class Report:
         lines.append("Training could start." if self.ready else f"Training cannot start: {self.stop}")
         only_file = len({place[0] for finding in self.findings.values() for place in finding.places}) < 2
         for title, rejects in (("Set aside", True), ("Kept, worth a look", False)):
-            chosen = sorted((f for f in self.findings.values() if f.rejects == rejects), key=lambda finding: -finding.count)
+            chosen = sorted(
+                (f for f in self.findings.values() if f.rejects == rejects), key=lambda finding: -finding.count
+            )
             if chosen:
                 lines += ["", f"{title}:"]
             for finding in chosen:
-                places = ", ".join(place.show(only_file) for place in finding.places) + (", ..." if finding.count > PLACES else "")
+                places = ", ".join(place.show(only_file) for place in finding.places) + (
+                    ", ..." if finding.count > PLACES else ""
+                )
                 where = ("line " if finding.count == 1 else "lines ") + places if only_file else places
                 fault = FAULTS[finding.code]
                 first = "first: " if finding.count > 1 and finding.of_one_row else ""
@@ -128,7 +135,9 @@ def examples_table(examples: Dataset, rows: int = 5, width: int = 200) -> pd.Dat
         return pd.DataFrame({"text": [_short(example["text"], width) for example in chosen]})
     return pd.DataFrame(
         {
-            "system": [_short(x["prompt"][0]["content"], width) if x["prompt"][0]["role"] == "system" else "" for x in chosen],
+            "system": [
+                _short(x["prompt"][0]["content"], width) if x["prompt"][0]["role"] == "system" else "" for x in chosen
+            ],
             "earlier turns": [sum(message["role"] != "system" for message in x["prompt"]) - 1 for x in chosen],
             "question": [_short(x["prompt"][-1]["content"], width) for x in chosen],
             "answer": [_short(x["completion"][-1]["content"], width) for x in chosen],

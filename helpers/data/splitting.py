@@ -11,7 +11,9 @@ from datasets import Dataset
 from helpers.data.duplicates import Groups, Signatures, plain
 from helpers.data.faults import DataError
 
-NEAR = 0.6  # similarity that keeps two texts together: below the 0.7 that is reported, as the estimate may be off by 0.1
+NEAR = (
+    0.6  # similarity that keeps two texts together: below the 0.7 that is reported, as the estimate may be off by 0.1
+)
 LABEL = 5  # an answer that more examples share is a label ("positive"), not a text whose leak would tell anything
 
 
@@ -37,7 +39,9 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
     held_out = set(validation)
     training = [index for index in range(len(examples)) if index not in held_out]
     if not training or not validation:
-        raise DataError(f"{len(examples)} examples cannot be split into training and validation parts. Add examples that differ.")
+        raise DataError(
+            f"{len(examples)} examples cannot be split into training and validation parts. Add examples that differ."
+        )
     examples = examples.remove_columns([name for name in ("group",) if name in examples.column_names])
     return examples.select(training), examples.select(sorted(validation))
 
@@ -56,7 +60,11 @@ def _groups(examples: Dataset, strict: bool) -> list[list[int]]:
             text = value[-1]["content"] if isinstance(value, list) else value
             keys.append(plain(text) or text)
             signatures.add(text)
-        often = {key for key, count in Counter(keys).items() if count > LABEL} if part == "completion" and not strict else set()
+        often = (
+            {key for key, count in Counter(keys).items() if count > LABEL}
+            if part == "completion" and not strict
+            else set()
+        )
         for group in signatures.groups(NEAR).lists():
             for index in group:
                 if keys[index] not in often:

@@ -84,14 +84,20 @@ class TokenCheck:
         if not self.looked_at:
             return None
         if len(self.masked) == self.looked_at:
-            return ("Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(examples[0], tokenizer) "
-                    "that the chat template writes the answers at all.")  # fmt: skip
+            return (
+                "Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(examples[0], tokenizer) "
+                "that the chat template writes the answers at all."
+            )
         if self.same:
-            return (f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their text out. "
-                    "Mend tokenizer.chat_template, or delete it and call ensure_chat_template(tokenizer).")  # fmt: skip
+            return (
+                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their text out. "
+                "Mend tokenizer.chat_template, or delete it and call ensure_chat_template(tokenizer)."
+            )
         if not self.ended:
-            return (f"No answer ends with a trained end token, so the model would never learn to stop. Let the chat template write "
-                    f"{self.tokenizer.eos_token or 'the end token'} after each answer, and raise max_length if all answers are cut.")  # fmt: skip
+            return (
+                f"No answer ends with a trained end token, so the model would never learn to stop. Let the chat template write "
+                f"{self.tokenizer.eos_token or 'the end token'} after each answer, and raise max_length if all answers are cut."
+            )
         return None
 
     def __str__(self) -> str:
@@ -102,12 +108,16 @@ class TokenCheck:
             f"tokens per example: half have up to {ordered[len(ordered) // 2]}, the longest has {ordered[-1]}; {self.trained:,} are trained"
         ]
         if self.max_length:
-            lines.append(f"max_length {self.max_length} covers {coverage(ordered, self.max_length):.1%} of the examples"
-                         + (f"; the others have {self.cut_tokens:,} tokens too many" if self.cut_tokens else ""))  # fmt: skip
+            lines.append(
+                f"max_length {self.max_length} covers {coverage(ordered, self.max_length):.1%} of the examples"
+                + (f"; the others have {self.cut_tokens:,} tokens too many" if self.cut_tokens else "")
+            )
         lines.append(f"the end token is trained in {self.ended:,} of {self.looked_at:,} examples")
         if self.other_end:
-            lines.append(f"answers end with {self.other_end}, the tokenizer's end token is {self.tokenizer.eos_token}: "
-                         f"if the trained model does not stop, set tokenizer.eos_token = {self.other_end!r}")  # fmt: skip
+            lines.append(
+                f"answers end with {self.other_end}, the tokenizer's end token is {self.tokenizer.eos_token}: "
+                f"if the trained model does not stop, set tokenizer.eos_token = {self.other_end!r}"
+            )
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             lines.append(
                 "padding uses the end token: harmless here, because TRL masks padding by position and keeps real end tokens"

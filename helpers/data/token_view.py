@@ -89,8 +89,9 @@ class TokenView:
         body = "".join(_span(piece) for piece in shown)
         if len(shown) < len(self.pieces):
             body += f" ... and {len(self.pieces) - len(shown)} more"
-        legend = " &nbsp; ".join(f"<span style='{STYLES[state]}'>{LEGEND[state]}</span>" for state in STYLES
-                                 if self.count(state))  # fmt: skip
+        legend = " &nbsp; ".join(
+            f"<span style='{STYLES[state]}'>{LEGEND[state]}</span>" for state in STYLES if self.count(state)
+        )
         legend += f" &nbsp; <span style='{SPECIAL}'>special token</span>"
         return (
             f"<div style='font-size:13px'><p><b>{html.escape(self.summary)}</b><br>{legend}</p>"
@@ -99,7 +100,9 @@ class TokenView:
 
 
 def _span(piece: Piece) -> str:
-    indented = INDENT.sub(lambda match: "\u00a0" * len(match[0]), piece.text)  # exported pages drop ordinary spaces there
+    indented = INDENT.sub(
+        lambda match: "\u00a0" * len(match[0]), piece.text
+    )  # exported pages drop ordinary spaces there
     text = html.escape(indented).replace("\n", "<span style='opacity:.6'>↵</span>\n") or "&#8709;"
     style = STYLES[piece.state] + (f";{SPECIAL}" if piece.special else "")
     return f"<span style='{style}' title='{piece.state}'>{text}</span>"

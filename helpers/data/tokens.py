@@ -23,8 +23,18 @@ if TYPE_CHECKING:
 
     from helpers.data.token_view import TokenView
 
-__all__ = ["MASKED", "TokenCheck", "Tokens", "check_tokens", "coverage", "ensure_chat_template", "lengths", "load_tokenizer", "show_tokens",
-           "tokenize"]  # fmt: skip
+__all__ = [
+    "MASKED",
+    "TokenCheck",
+    "Tokens",
+    "check_tokens",
+    "coverage",
+    "ensure_chat_template",
+    "lengths",
+    "load_tokenizer",
+    "show_tokens",
+    "tokenize",
+]
 PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end token after every answer
     "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
@@ -45,11 +55,23 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Toke
     if not len(examples):
         return []
     if "prompt" in examples.column_names and not tokenizer.chat_template:
-        raise DataError("This tokenizer has no chat template, as base models do. Call ensure_chat_template(tokenizer) first, or choose an "
-                        "-Instruct model.")  # fmt: skip
-    settings = SimpleNamespace(dataset_num_proc=None, dataset_text_field="text", assistant_only_loss=False, max_length=None,
-                               truncation_mode="keep_start", shuffle_dataset=False, packing=False, seed=0)  # fmt: skip
-    trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss="prompt" in examples.column_names)
+        raise DataError(
+            "This tokenizer has no chat template, as base models do. Call ensure_chat_template(tokenizer) first, or choose an "
+            "-Instruct model."
+        )
+    settings = SimpleNamespace(
+        dataset_num_proc=None,
+        dataset_text_field="text",
+        assistant_only_loss=False,
+        max_length=None,
+        truncation_mode="keep_start",
+        shuffle_dataset=False,
+        packing=False,
+        seed=0,
+    )
+    trainer = SimpleNamespace(
+        _tokenizer=tokenizer, chat_template=None, completion_only_loss="prompt" in examples.column_names
+    )
     columns = [name for name in ("prompt", "completion", "text") if name in examples.column_names]
     try:
         prepared = SFTTrainer._prepare_dataset(
@@ -84,8 +106,10 @@ def check_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_leng
     if problem := check.stop():
         raise DataError(problem)
     if check.masked:
-        raise DataError(f"{check.masked[0]} has no trained token (and {len(check.masked) - 1} more). Its question fills max_length alone, "
-                        "or the chat template leaves its answer out: load_examples sets such rows aside.")  # fmt: skip
+        raise DataError(
+            f"{check.masked[0]} has no trained token (and {len(check.masked) - 1} more). Its question fills max_length alone, "
+            "or the chat template leaves its answer out: load_examples sets such rows aside."
+        )
     return check
 
 
@@ -106,7 +130,9 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def show_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> TokenView:
+def show_tokens(
+    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> TokenView:
     """One example with its trained and masked tokens told apart: coloured in a notebook, in brackets where it is printed.
 
     Args:
@@ -140,7 +166,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if model == EMBEDDED_MODEL:
             model = fetch_weights(model)
         in_folder = Path(model).is_dir()
-        return AutoTokenizer.from_pretrained(Path(model) if in_folder else model, local_files_only=in_folder or not hub_reachable())
+        return AutoTokenizer.from_pretrained(
+            Path(model) if in_folder else model, local_files_only=in_folder or not hub_reachable()
+        )
     except Exception as error:  # no network, no such model, gated: each fails in its own way
         if isinstance(error.__cause__, GatedRepoError):
             raise DataError(how_to_open(model)) from None

@@ -19,6 +19,24 @@ from helpers.evaluation.report import write_report
 from helpers.evaluation.scores import exact_match, follows_house_style, rouge_l, token_f1
 from helpers.evaluation.statistics import PairedTest, bootstrap_interval, paired_test
 
-__all__ = ["GENERAL_PROMPTS", "Evaluation", "Forgetting", "PairedTest", "answer_losses", "bootstrap_interval", "compare_before_after",
-           "evaluate", "exact_match", "follows_house_style", "forgetting_check", "paired_test", "passes_assertions", "perplexity",
-           "rouge_l", "side_by_side", "token_f1", "worst_first", "write_report"]  # fmt: skip
+__all__ = [
+    "GENERAL_PROMPTS",
+    "Evaluation",
+    "Forgetting",
+    "PairedTest",
+    "answer_losses",
+    "bootstrap_interval",
+    "compare_before_after",
+    "evaluate",
+    "exact_match",
+    "follows_house_style",
+    "forgetting_check",
+    "paired_test",
+    "passes_assertions",
+    "perplexity",
+    "rouge_l",
+    "side_by_side",
+    "token_f1",
+    "worst_first",
+    "write_report",
+]

@@ -46,7 +46,9 @@ def passes_assertions(
 
     def score(answer: str, reference: str) -> bool:
         if reference.strip() not in tests:
-            raise ValueError(f"No assertions in {file} for the reference {reference[:40]!r}...: score examples of that file.")
+            raise ValueError(
+                f"No assertions in {file} for the reference {reference[:40]!r}...: score examples of that file."
+            )
         return runs_through(plain_code(answer), tests[reference.strip()], seconds)
 
     return score
@@ -67,9 +69,14 @@ def runs_through(code: str, assertions: str, seconds: float = SECONDS) -> bool:
         program.write_text(f"{code}\n\n{assertions}\n\nprint({word!r})\n", encoding="utf-8", errors="replace")
         try:
             done = subprocess.run(
-                [sys.executable, "-I", str(program)], cwd=folder, env=environment, timeout=seconds,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-I", str(program)],
+                cwd=folder,
+                env=environment,
+                timeout=seconds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         except subprocess.TimeoutExpired:
             return False
     return done.returncode == 0 and done.stdout.decode(errors="replace").rstrip().endswith(word)

@@ -53,9 +53,7 @@ class Forgetting:
         where = f"on {len(self.table)} general prompts, its own old words are now {exp(self.rise):.2g} times less likely each"
         losses = f"(loss {self.before:.2f} -> {self.after:.2f})"
         if self.rise < LITTLE:
-            return (
-                f"hardly anything forgotten: on {len(self.table)} general prompts, it would still say what it said before {losses}"
-            )
+            return f"hardly anything forgotten: on {len(self.table)} general prompts, it would still say what it said before {losses}"
         if self.rise < MUCH:
             return f"some change elsewhere: {where} {losses}"
         return f"it now speaks differently about everything: {where} {losses}. Fewer steps, a lower learning rate, or general examples among your own help"
@@ -76,7 +74,10 @@ def forgetting_check(
     asked = [[{"role": "user", "content": prompt}] for prompt in (prompts or GENERAL_PROMPTS)]
     with model.disable_adapter():
         before = answer(model, tokenizer, asked, max_new_tokens, batch_size)
-    examples = [{"prompt": prompt, "completion": [{"role": "assistant", "content": text}]} for prompt, text in zip(asked, before)]
+    examples = [
+        {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+        for prompt, text in zip(asked, before)
+    ]
     with model.disable_adapter():
         old = answer_losses(model, tokenizer, examples)
     new = answer_losses(model, tokenizer, examples)

@@ -52,8 +52,10 @@ class Evaluation:
             )
         what = "" if "after_score" in self.table else " by the loss of the reference answers"
         said.append(f"{self.test}{what}")
-        said.append(f"perplexity of the reference answers: {exp(self.loss_before):.1f} before, {exp(self.loss_after):.1f} after "
-                    f"(loss per token {self.loss_before:.3f} -> {self.loss_after:.3f})")  # fmt: skip
+        said.append(
+            f"perplexity of the reference answers: {exp(self.loss_before):.1f} before, {exp(self.loss_after):.1f} after "
+            f"(loss per token {self.loss_before:.3f} -> {self.loss_after:.3f})"
+        )
         return said + ([str(self.forgetting)] if self.forgetting else [])
 
     def __str__(self) -> str:
@@ -73,7 +75,10 @@ class Evaluation:
         for when in ("before", "after"):
             if f"{when}_score" in self.table:
                 scores = self.table[f"{when}_score"]
-                numbers[f"{self.score_name} {when}"] = {"mean": float(scores.mean()), "interval": bootstrap_interval(scores)}
+                numbers[f"{self.score_name} {when}"] = {
+                    "mean": float(scores.mean()),
+                    "interval": bootstrap_interval(scores),
+                }
         if self.forgetting:
             numbers |= {"general_loss_before": self.forgetting.before, "general_loss_after": self.forgetting.after}
         return numbers
@@ -102,8 +107,10 @@ def evaluate(
         ValueError: the run's model is not in memory, or the examples have no prompts.
     """
     if run.model is None:
-        raise ValueError(f"The model of {run.folder} is not in memory: run its train cell (it finds the finished run), or set "
-                         "run.model = load_adapter(run.adapter, model).")  # fmt: skip
+        raise ValueError(
+            f"The model of {run.folder} is not in memory: run its train cell (it finds the finished run), or set "
+            "run.model = load_adapter(run.adapter, model)."
+        )
     model, examples = run.model, examples.select(range(min(EXAMPLES, len(examples))))
     table = compare_before_after(model, tokenizer, examples, score, max_new_tokens, batch_size)
     longest = run.plan.get("seq_len", run.settings["max_length"])  # as many tokens as training saw

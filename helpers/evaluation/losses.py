@@ -17,7 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def perplexity(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Dataset, max_length: int | None = None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Dataset,
+    max_length: int | None = None,
 ) -> float:
     """exp of the mean loss over all answer tokens of `examples`; the same loss that training reports."""
     return exp(mean_loss(answer_losses(model, tokenizer, examples, max_length)))
@@ -43,13 +46,17 @@ def answer_losses(
     losses = []
     for ids, start, logits in _answers(model, tokenizer, examples, max_length):
         losses.append(
-            (cross_entropy(logits.float(), ids[start:], reduction="sum").item(), len(ids) - start) if len(logits) else (0.0, 0)
+            (cross_entropy(logits.float(), ids[start:], reduction="sum").item(), len(ids) - start)
+            if len(logits)
+            else (0.0, 0)
         )
     return losses
 
 
 @torch.inference_mode()
-def greedy_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Any) -> list[list[int]]:
+def greedy_tokens(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Any
+) -> list[list[int]]:
     """What the model would choose at each position of the given answers: two models that agree here say the same.
 
     Answers that were generated freely would differ in everything after their first different token.

@@ -62,17 +62,27 @@ def _head(run: Run) -> str:
 def _result(run: Run, evaluation: Evaluation | None) -> str:
     tiles = []
     if run.evaluations and run.evaluations[-1][0] > 0:
-        tiles.append(("validation loss", f"{run.first_eval_loss:.2f} → {run.best_eval_loss:.2f}", f"best at step {run.best_step}"))
+        tiles.append(
+            (
+                "validation loss",
+                f"{run.first_eval_loss:.2f} → {run.best_eval_loss:.2f}",
+                f"best at step {run.best_step}",
+            )
+        )
     if evaluation is not None and "after_score" in evaluation.table:
         before, after = (evaluation.table[f"{when}_score"] for when in ("before", "after"))
         form = "{:.0%} → {:.0%}" if pd.concat([before, after]).between(0, 1).all() else "{:.3g} → {:.3g}"
-        tiles.append((evaluation.score_name, form.format(before.mean(), after.mean()), f"on {len(after)} held-out examples"))
+        tiles.append(
+            (evaluation.score_name, form.format(before.mean(), after.mean()), f"on {len(after)} held-out examples")
+        )
     if evaluation is not None:
         kinds = f"worse on {evaluation.test.worse}, equal on {evaluation.test.equal}"
         tiles.append(("better answers", f"{evaluation.test.better} of {len(evaluation.table)}", kinds))
     tiles.append(("time", _minutes(run.seconds), f"peak memory {run.peak_bytes / GIB:.1f} GiB"))
-    cards = "".join(f"<div><h3>{escape(name)}</h3><strong>{escape(number)}</strong><p>{escape(note)}</p></div>"
-                    for name, number, note in tiles)  # fmt: skip
+    cards = "".join(
+        f"<div><h3>{escape(name)}</h3><strong>{escape(number)}</strong><p>{escape(note)}</p></div>"
+        for name, number, note in tiles
+    )
     said = [] if evaluation is None else evaluation.sentences
     lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
     return f"<section class='tiles'>{cards}</section>\n" + (f"<ul>{lines}</ul>\n" if lines else "")
@@ -95,7 +105,11 @@ def _plan(run: Run) -> str:
     plan, done = run.plan, max((event["step"] for event in run.history), default=0)
     steps = _planned_steps(run)
     rows = [
-        ("peak memory", f"{plan['peak_bytes'] / GIB:.2f} GiB" if plan.get("peak_bytes") else "", f"{run.peak_bytes / GIB:.2f} GiB"),
+        (
+            "peak memory",
+            f"{plan['peak_bytes'] / GIB:.2f} GiB" if plan.get("peak_bytes") else "",
+            f"{run.peak_bytes / GIB:.2f} GiB",
+        ),
         ("optimizer steps", f"{steps}" if steps else "", f"{done}"),
         (
             "whole run",
@@ -103,8 +117,11 @@ def _plan(run: Run) -> str:
             _minutes(run.seconds),
         ),
     ]
-    settings = [(name.replace("_", " "), plan[name]) for name in ("card", "dtype", "micro_batch", "accumulation", "checkpointing",
-                                                                 "optimizer", "eval_batch") if name in plan]  # fmt: skip
+    settings = [
+        (name.replace("_", " "), plan[name])
+        for name in ("card", "dtype", "micro_batch", "accumulation", "checkpointing", "optimizer", "eval_batch")
+        if name in plan
+    ]
     return (
         f"<section><h2>Plan and reality</h2>{_table(rows, ('', 'planned', 'measured'))}"
         f"<p class='note'>{escape(', '.join(f'{name} {value}' for name, value in settings))}</p></section>\n"
@@ -130,7 +147,9 @@ def _sample(row: dict[str, Any]) -> str:
     score = f"score {row['before_score']:.3g} → {row['after_score']:.3g}, " if "after_score" in row else ""
     note = f"{score}loss of the reference {row['before_loss']:.2f} → {row['after_loss']:.2f}"
     texts = [("before", row["before"]), ("after", row["after"]), ("reference", row.get("reference"))]
-    columns = "".join(f"<div><h4>{name}</h4><pre>{escape(text) or '—'}</pre></div>" for name, text in texts if text is not None)
+    columns = "".join(
+        f"<div><h4>{name}</h4><pre>{escape(text) or '—'}</pre></div>" for name, text in texts if text is not None
+    )
     return f"<article><pre class='prompt'>{escape(row['prompt'])}</pre><p class='note'>{note}</p><div class='columns'>{columns}</div></article>"
 
 
@@ -153,8 +172,13 @@ def _settings(run: Run) -> str:
 
 def _table(rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
     titles = "<tr>" + "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
-    body = "".join("<tr>" + f"<th scope='row'>{escape(first)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-                   for first, *rest in rows)  # fmt: skip
+    body = "".join(
+        "<tr>"
+        + f"<th scope='row'>{escape(first)}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
     return f"<table>{titles}{body}</table>"
 
 

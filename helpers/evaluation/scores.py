@@ -41,7 +41,9 @@ def rouge_l(answer: str, reference: str) -> float:
     try:
         from rapidfuzz.distance import LCSseq
     except ImportError:
-        raise ImportError("ROUGE-L needs the package rapidfuzz: %pip install rapidfuzz (2 MB), or use token_f1.") from None
+        raise ImportError(
+            "ROUGE-L needs the package rapidfuzz: %pip install rapidfuzz (2 MB), or use token_f1."
+        ) from None
     given, wanted = words(answer), words(reference)
     return _f1(LCSseq.similarity(given, wanted), len(given), len(wanted))
 
@@ -65,7 +67,10 @@ def _f1(common: float, given: int, wanted: int) -> float:
 def scored(score: Score, answers: Iterable[str], references: Iterable[str]) -> list[float]:
     """`score` of each answer, given the reference too if it takes two arguments."""
     needs_reference = len(_positional(score)) > 1
-    return [float(score(answer, reference) if needs_reference else score(answer)) for answer, reference in zip(answers, references)]
+    return [
+        float(score(answer, reference) if needs_reference else score(answer))
+        for answer, reference in zip(answers, references)
+    ]
 
 
 def _positional(score: Score) -> list[str]:
@@ -75,4 +80,6 @@ def _positional(score: Score) -> list[str]:
     except ValueError:  # some built-in functions do not tell
         return ["answer"]
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in plain and parameter.default is parameter.empty]
+    return [
+        parameter.name for parameter in parameters if parameter.kind in plain and parameter.default is parameter.empty
+    ]

@@ -16,7 +16,9 @@ DRAWS = 4000
 CLEAR = 0.05  # the usual, arbitrary line below which chance is called unlikely
 
 
-def bootstrap_interval(values: Sequence[float], level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """(low, high) of the mean: draw as many examples again, with replacement, thousands of times, and look where the means fall.
 
     If all values are equal, every drawing is the same and the bootstrap knows nothing; for scores that are all 0 or all 1, the rule
@@ -59,7 +61,9 @@ def paired_test(before: Sequence[float], after: Sequence[float]) -> PairedTest:
     nothing about the direction and are left out.
     """
     if len(before) != len(after):
-        raise ValueError(f"{len(before)} scores before and {len(after)} after are no pairs: score the same examples twice.")
+        raise ValueError(
+            f"{len(before)} scores before and {len(after)} after are no pairs: score the same examples twice."
+        )
     better = sum(bool(new > old) for old, new in zip(before, after))
     worse = sum(bool(new < old) for old, new in zip(before, after))
     changed = better + worse

@@ -31,7 +31,8 @@ def check_trainable(
     slips = {
         wanted // shape.num_hidden_layers: "that is one transformer layer. How many does the model have?",
         shape.lora_parameters(r): "that is for all linear layers; only two of them are asked for here.",
-        shape.num_hidden_layers * sum(i * o for i, o in sizes): "that is the size of the layers themselves. Which matrices learn?",
+        shape.num_hidden_layers
+        * sum(i * o for i, o in sizes): "that is the size of the layers themselves. Which matrices learn?",
         shape.num_hidden_layers * r * sum(i for i, _ in sizes): "A alone, without B.",
         shape.num_hidden_layers * r * sum(o for _, o in sizes): "B alone, without A.",
         shape.num_hidden_layers * r * sum(2 * i for i, _ in sizes): "v_proj is not square: look at its (in, out).",
@@ -65,8 +66,10 @@ def check_lora_layer(answer: Any) -> None:
         if not torch.equal(weight, before):
             return print("Not yet: your function changes W. It is frozen: add to the layer's output instead.")
         if given.shape != wanted.shape:
-            return print(f"Not yet: x has shape {tuple(x.shape)} and W {outputs} x {inputs}, so the output has shape {tuple(wanted.shape)}; "
-                         f"yours has {tuple(given.shape)}.")  # fmt: skip
+            return print(
+                f"Not yet: x has shape {tuple(x.shape)} and W {outputs} x {inputs}, so the output has shape {tuple(wanted.shape)}; "
+                f"yours has {tuple(given.shape)}."
+            )
         if not torch.allclose(given, wanted, atol=NEAR):
             return print(f"Not yet: {_layer_hint(given, plain, learned, alpha, rank)}")
     print(
@@ -98,18 +101,26 @@ def check_best_pair(answer: Any, rank: int = 3) -> None:
     for outputs, inputs in [(12, 8), (6, 15)]:
         change = torch.randn((outputs, inputs), generator=chance)
         try:
-            b, a = (torch.as_tensor(matrix, dtype=torch.float32, device="cpu") for matrix in answer(change.clone(), rank))
+            b, a = (
+                torch.as_tensor(matrix, dtype=torch.float32, device="cpu") for matrix in answer(change.clone(), rank)
+            )
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else "no message"
-            return print(f"Not yet: with a change of {outputs} x {inputs}, your function raises {type(error).__name__}: {said}")
+            return print(
+                f"Not yet: with a change of {outputs} x {inputs}, your function raises {type(error).__name__}: {said}"
+            )
         if b.shape != (outputs, rank) or a.shape != (rank, inputs):
-            return print(f"Not yet: for a change of {outputs} x {inputs} and rank {rank}, B is {outputs} x {rank} and A is {rank} x {inputs}; "
-                         f"yours are {tuple(b.shape)} and {tuple(a.shape)}.")  # fmt: skip
+            return print(
+                f"Not yet: for a change of {outputs} x {inputs} and rank {rank}, B is {outputs} x {rank} and A is {rank} x {inputs}; "
+                f"yours are {tuple(b.shape)} and {tuple(a.shape)}."
+            )
         smallest = torch.linalg.svdvals(change)[rank:].norm()
         error = (change - b @ a).norm()
         if not error <= AS_GOOD_AS * smallest:
-            return print(f"Not yet: your product misses {error / change.norm():.0%} of the change, and {smallest / change.norm():.0%} is possible. "
-                         f"{_pair_hint(change, rank, b, a)}")  # fmt: skip
+            return print(
+                f"Not yet: your product misses {error / change.norm():.0%} of the change, and {smallest / change.norm():.0%} is possible. "
+                f"{_pair_hint(change, rank, b, a)}"
+            )
     print(
         "Right: no pair of this rank is nearer. Training finds its pair by small steps instead, without ever seeing the change it looks for."
     )

@@ -31,8 +31,10 @@ def check_nf4_size(answer: Any, model: str = "Llama-3.1-8B-Instruct") -> None:
 
     if is_near(wanted):
         factor = 2 * (linears + rest) / wanted
-        return print(f"Right. That is {factor:.1f} times smaller than in 16 bit: nearer to the 4 that people quote than our small model, "
-                     "because the embedding is a smaller part of it.")  # fmt: skip
+        return print(
+            f"Right. That is {factor:.1f} times smaller than in 16 bit: nearer to the 4 that people quote than our small model, "
+            "because the embedding is a smaller part of it."
+        )
     hint = "add up two parts: the linear layers at their bits per weight, and everything else at two bytes."
     if is_near(wanted, 1e9):
         hint = "that is in GB (10^9 bytes). A GiB has 2^30 bytes."
@@ -67,8 +69,10 @@ def check_bits_per_weight(answer: Any) -> None:
                 return print(f"Not yet: with a block of {block}, your function raises {type(error).__name__}: {error}.")
             wanted = 4 + ((8 + 32 / 256) / block if double else 32 / block)
             if not math.isclose(given, wanted, abs_tol=EXACT_BITS):
-                return print(f"Not yet, for a block of {block} {'with' if double else 'without'} double quantisation: "
-                             f"{_bits_hint(given, block, double)}")  # fmt: skip
+                return print(
+                    f"Not yet, for a block of {block} {'with' if double else 'without'} double quantisation: "
+                    f"{_bits_hint(given, block, double)}"
+                )
     print(
         "Right, for four block sizes. Small blocks round better and cost more; double quantisation makes blocks of 64 nearly free."
     )
@@ -102,7 +106,9 @@ def check_codebook(answer: Any) -> None:
     if len(levels) != len(truth):
         return print(f"Not yet: four bits can name 16 levels, your list has {len(levels)}.")
     if not torch.isfinite(levels).all():
-        return print("Not yet: a level is infinite. Do not take the quantile of probability 0 or 1: stop a little before.")
+        return print(
+            "Not yet: a level is infinite. Do not take the quantile of probability 0 or 1: stop a little before."
+        )
     if not (levels[1:] > levels[:-1]).all():
         return print("Not yet: the levels must rise, and no two may be the same.")
     if torch.allclose(levels, truth, atol=NEAR_LEVEL):

@@ -30,11 +30,15 @@ def check_accumulation(answer: Any, effective_batch: int, micro_batch: int, gpus
             "Right: three factors, one product. Another number of cards changes the accumulation, and not what is learned."
         )
     if answer * micro_batch == effective_batch:
-        return print("Not yet: that is right for one GPU. With all of them, a step would see "
-                     f"{answer * micro_batch * gpus:g} examples.")  # fmt: skip
+        return print(
+            "Not yet: that is right for one GPU. With all of them, a step would see "
+            f"{answer * micro_batch * gpus:g} examples."
+        )
     if answer * gpus == effective_batch:
         return print("Not yet: each GPU takes more than one example at a time; see micro_batch.")
-    print(f"Not yet: with this accumulation, a step would see {answer * micro_batch * gpus:g} examples. How many should it see?")
+    print(
+        f"Not yet: with this accumulation, a step would see {answer * micro_batch * gpus:g} examples. How many should it see?"
+    )
 
 
 def fits(card: Gpu, model: str, max_length: int, **sharing: Any) -> bool:
@@ -59,11 +63,15 @@ def check_needs_sharding(answer: Any, models: Iterable[str], card: str, max_leng
     if strangers := sorted(str(name) for name in named if name not in models):
         return print(f"Not yet: the question is about {', '.join(models)}, and {strangers[0]!r:.60} is not among them.")
     for name in models:
-        alone, together = (fits(KNOWN_GPUS[card], name, max_length, **sharing) for sharing in ({}, {"gpus": 2, "sharded": True}))
+        alone, together = (
+            fits(KNOWN_GPUS[card], name, max_length, **sharing) for sharing in ({}, {"gpus": 2, "sharded": True})
+        )
         if name in named and alone:
             return print(f"Not yet: {name} fits one {card}, with every lever pulled.")
         if name in named and not together:
-            return print(f"Not yet: {name} fits no two {card}. Half of the weights is not half of the memory: what stays whole?")
+            return print(
+                f"Not yet: {name} fits no two {card}. Half of the weights is not half of the memory: what stays whole?"
+            )
         if name not in named and together and not alone:
             return print(
                 "Not yet: one is missing, or more. Ask the planner twice for each model: for one card, and for two that shard."
@@ -82,25 +90,37 @@ def check_combined(answer: Any) -> None:
         return print("Not yet: the check needs the function itself, without brackets.")
     chance = torch.Generator().manual_seed(7)
     for tokens in TOKENS:
-        sums = [torch.randn(NUMBERS, generator=chance) * count for count in tokens]  # of each worker's losses; 0 / 0 is nan
+        sums = [
+            torch.randn(NUMBERS, generator=chance) * count for count in tokens
+        ]  # of each worker's losses; 0 / 0 is nan
         gradients = [part / count if count else torch.full_like(part, math.nan) for part, count in zip(sums, tokens)]
         handed = [part.clone() for part in gradients]
         try:  # what a learner writes may do anything
             given = torch.as_tensor(answer(handed, list(tokens)), dtype=torch.float32, device="cpu").detach()
         except Exception as error:
             said = str(error).partition("\n")[0]
-            return print(f"Not yet: with {len(tokens)} workers, your function raises {type(error).__name__}: {said:.90}.")
+            return print(
+                f"Not yet: with {len(tokens)} workers, your function raises {type(error).__name__}: {said:.90}."
+            )
         if len(handed) != len(gradients) or any(not _same(one, other) for one, other in zip(handed, gradients)):
-            return print("Not yet: your function changes the gradients that it was given. Put the result into a tensor of its own.")
+            return print(
+                "Not yet: your function changes the gradients that it was given. Put the result into a tensor of its own."
+            )
         if given.shape != gradients[0].shape:
-            return print(f"Not yet: each gradient has {NUMBERS} numbers, and your result has the shape {tuple(given.shape)}.")
+            return print(
+                f"Not yet: each gradient has {NUMBERS} numbers, and your result has the shape {tuple(given.shape)}."
+            )
         if not _same(given, torch.stack(sums).sum(0) / sum(tokens)):
             return print(f"Not yet: {_hint(given, gradients, tokens)}")
     print("Right, for two and three workers, and for idle ones. So it does not matter which worker a letter goes to.")
 
 
 def _same(one: Any, other: torch.Tensor) -> bool:
-    return torch.is_tensor(one) and one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return (
+        torch.is_tensor(one)
+        and one.shape == other.shape
+        and torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+    )
 
 
 def _hint(given: torch.Tensor, gradients: Sequence[torch.Tensor], tokens: Sequence[int]) -> str:

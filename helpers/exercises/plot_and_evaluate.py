@@ -31,14 +31,18 @@ def check_step_to_keep(answer: Any, curve: Sequence[tuple[int, float]]) -> None:
     best_step, best = min(curve[1:], key=lambda point: point[1])
     last = curve[-1][1]
     if step != best_step:
-        return print("Not yet: the step to keep is the one where the validation loss is lowest, whatever training did afterwards.")
+        return print(
+            "Not yet: the step to keep is the one where the validation loss is lowest, whatever training did afterwards."
+        )
     wanted = exp(last - best)
     if abs(ratio - last / best) <= NEAR and abs(ratio - wanted) > NEAR:
         return print("Not yet: that is the ratio of the losses. Perplexity is exp(loss); divide those.")
     if abs(ratio - 1 / wanted) <= NEAR and abs(ratio - wanted) > NEAR:
         return print("Not yet: it is the other way round. The last step is the worse one, so the ratio is above 1.")
     if not abs(ratio - wanted) <= NEAR:
-        return print("Not yet: the step is right. For the ratio, take exp() of both losses and divide the last by the best.")
+        return print(
+            "Not yet: the step is right. For the ratio, take exp() of both losses and divide the last by the best."
+        )
     print(
         f"Right. Keeping the last step would mean to choose, at each token, among {wanted:.1f} times as many candidates as the best step."
     )
@@ -59,13 +63,16 @@ def check_stopping(answer: Any) -> None:
         ([], 1),
     ]
     trials += [
-        ([chance.choice([1.0, 1.5, 2.0, 2.5]) for _ in range(chance.randint(1, 9))], chance.randint(1, 4)) for _ in range(LISTS)
+        ([chance.choice([1.0, 1.5, 2.0, 2.5]) for _ in range(chance.randint(1, 9))], chance.randint(1, 4))
+        for _ in range(LISTS)
     ]
     for losses, patience in trials:
         try:
             given = answer(list(losses), patience)
         except Exception as error:
-            return print(f"Not yet: for losses={losses}, patience={patience} your function raises {type(error).__name__}: {error}.")
+            return print(
+                f"Not yet: for losses={losses}, patience={patience} your function raises {type(error).__name__}: {error}."
+            )
         wanted = _stops_after(losses, patience)
         if isinstance(given, bool) or given != wanted:
             return print(
@@ -86,7 +93,9 @@ def check_interval(answer: Any) -> None:
         try:
             low, high = (float(value) for value in answer(before.tolist(), after.tolist()))
         except Exception as error:
-            return print(f"Not yet: your function must take two lists and return (low, high); {type(error).__name__}: {error}.")
+            return print(
+                f"Not yet: your function must take two lists and return (low, high); {type(error).__name__}: {error}."
+            )
         wanted = bootstrap_interval(after - before)
         if _near((low, high), wanted):
             continue

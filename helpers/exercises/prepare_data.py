@@ -26,7 +26,9 @@ def check_max_length(answer: Any, token_lengths: Sequence[int], share: float = 0
     elif coverage(token_lengths, answer - multiple) >= share:
         print(f"Not yet: {answer} is enough, but so is less; every token of max_length costs memory.")
     else:
-        print(f"Right: the longest example alone would need {max(token_lengths)}; a few long ones need not decide what all cost.")
+        print(
+            f"Right: the longest example alone would need {max(token_lengths)}; a few long ones need not decide what all cost."
+        )
 
 
 def check_template(answer: Any, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,7 +48,8 @@ def check_template(answer: Any, messages: list[dict[str, str]], tokenizer: PreTr
         print(f"Not yet: the text of the {missing[0]} is not in it, or not word for word.")
     else:
         same = next(
-            (place for place, (one, other) in enumerate(zip(answer, wanted)) if one != other), min(len(answer), len(wanted))
+            (place for place, (one, other) in enumerate(zip(answer, wanted)) if one != other),
+            min(len(answer), len(wanted)),
         )
         print(
             f"Not yet: right for the first {same} characters, up to ...{answer[max(0, same - 20) : same]!r}. Look at what comes next."
@@ -63,12 +66,28 @@ def check_leaks(find_leaks: Callable[[list[str], list[str]], Any] | None) -> Non
         return
     training = ["Where is my parcel?", "Can I pay by card?", "The lid is broken", "Do you repair shears?"]
     trials = [  # (validation, positions, what a function that fails here has overlooked)
-        (["May I come by?", "Can I pay by card?"], [1], "a question that stands in both parts word for word was not found"),
+        (
+            ["May I come by?", "Can I pay by card?"],
+            [1],
+            "a question that stands in both parts word for word was not found",
+        ),
         (["where is my PARCEL?"], [0], "the same question in other capitals is the same question"),
-        (["The lid is broken!!", "Do you repair shears"], [0, 1], "with other punctuation it is still the same question"),
+        (
+            ["The lid is broken!!", "Do you repair shears"],
+            [0, 1],
+            "with other punctuation it is still the same question",
+        ),
         (["  The  lid\nis broken "], [0], "spaces and line breaks do not make another question"),
-        (["Where is my card?", "Can I pay?", "broken"], [], "a question that only shares words with another is no leak"),
-        (["Do you repair shears?", "Hello", "Do you repair shears?"], [0, 2], "each leaked question counts, also the second time"),
+        (
+            ["Where is my card?", "Can I pay?", "broken"],
+            [],
+            "a question that only shares words with another is no leak",
+        ),
+        (
+            ["Do you repair shears?", "Hello", "Do you repair shears?"],
+            [0, 2],
+            "each leaked question counts, also the second time",
+        ),
         ([], [], "an empty part has no leaks"),
     ]
     for validation, positions, overlooked in trials:
@@ -77,7 +96,9 @@ def check_leaks(find_leaks: Callable[[list[str], list[str]], Any] | None) -> Non
             found = sorted(int(position) for position in found)
         except Exception as error:
             said = str(error).partition("\n")[0]
-            print(f"Not yet: your function stopped, or returned no list of positions ({type(error).__name__}: {said:.80}).")
+            print(
+                f"Not yet: your function stopped, or returned no list of positions ({type(error).__name__}: {said:.80})."
+            )
             return
         if found != positions:
             print(f"Not yet: {overlooked}.")

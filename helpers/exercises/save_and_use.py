@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 NEAR = 0.02  # of the right size
 CONVERSATIONS = [
     [{"role": "system", "content": "You answer briefly."}, {"role": "user", "content": "Where is my kettle?"}],
-    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello Bao,"},
-     {"role": "user", "content": "Is the pan\nin stock? "}],
-]  # fmt: skip
+    [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello Bao,"},
+        {"role": "user", "content": "Is the pan\nin stock? "},
+    ],
+]
 
 
 def check_adapter_size(answer: Any, adapter: str | Path, rank: int) -> None:
@@ -52,13 +56,17 @@ def check_merge(answer: Any) -> None:
         return print("Not yet: the check needs the function itself, without brackets.")
     chance = torch.Generator().manual_seed(0)
     for outputs, inputs, rank, alpha in [(6, 6, 2, 4), (5, 8, 3, 16), (7, 4, 1, 1)]:
-        weight, a, b = (torch.randn(shape, generator=chance) for shape in [(outputs, inputs), (rank, inputs), (outputs, rank)])
+        weight, a, b = (
+            torch.randn(shape, generator=chance) for shape in [(outputs, inputs), (rank, inputs), (outputs, rank)]
+        )
         before = weight.clone()
         try:
             merged = torch.as_tensor(answer(weight, a, b, alpha, rank), dtype=torch.float32, device="cpu")
         except Exception as error:
-            return print(f"Not yet: with W {outputs} x {inputs} and rank {rank}, your function raises {type(error).__name__}: "
-                         f"{str(error).splitlines()[0] if str(error) else 'no message'}.")  # fmt: skip
+            return print(
+                f"Not yet: with W {outputs} x {inputs} and rank {rank}, your function raises {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}."
+            )
         wanted = before + alpha / rank * b @ a
         if not torch.equal(weight, before):
             return print(
@@ -117,7 +125,9 @@ def _sizes(adapter: Path, rank: int) -> tuple[float, float, float]:
     return now, wanted, half
 
 
-def _merge_hint(merged: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: int, rank: int) -> str:
+def _merge_hint(
+    merged: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: int, rank: int
+) -> str:
     change = merged - weight
     if torch.allclose(change, torch.zeros(()), atol=1e-6):
         return "the result is W itself. Add what A and B have learned."
@@ -130,7 +140,9 @@ def _merge_hint(merged: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: 
 
 
 def _first_difference(given: str, wanted: str) -> str:
-    same = next((place for place, (one, other) in enumerate(zip(given, wanted)) if one != other), min(len(given), len(wanted)))
+    same = next(
+        (place for place, (one, other) in enumerate(zip(given, wanted)) if one != other), min(len(given), len(wanted))
+    )
     where = f"the first {same} of {len(wanted)} characters are right, up to ...{given[max(0, same - 12) : same]!r}"
     if same == len(given):
         return f"{where}, and there yours ends."

@@ -22,15 +22,21 @@ def check_steps(answer: Any, examples: int, effective_batch: int, micro_batch: i
         print("Not yet: the answer is a pair of numbers, (accumulation, steps).")
         return
     if accumulation * micro_batch != effective_batch:
-        print(f"Not yet: with this accumulation, a step would see {accumulation * micro_batch:g} examples. How many should it see?")
+        print(
+            f"Not yet: with this accumulation, a step would see {accumulation * micro_batch:g} examples. How many should it see?"
+        )
     elif steps == -(-examples // effective_batch):
         print(
             "Right: the micro-batch decides the memory, the effective batch decides the steps, accumulation makes up the difference."
         )
     elif abs(steps - examples / effective_batch) < 1:
-        print("Not yet: accumulation is right. Now the last step of an epoch: may it see fewer examples than the others?")
+        print(
+            "Not yet: accumulation is right. Now the last step of an epoch: may it see fewer examples than the others?"
+        )
     else:
-        print("Not yet: accumulation is right. A step is one update, not one micro-batch, and an epoch shows each example once.")
+        print(
+            "Not yet: accumulation is right. A step is one update, not one micro-batch, and an epoch shows each example once."
+        )
 
 
 def saved_by_checkpointing(shape: ModelShape, tokens: int) -> float:
@@ -58,7 +64,9 @@ def check_length(answer: Any, shape: ModelShape, lengths: Iterable[int], share: 
     elif answer != enough[0]:
         print(f"Not yet: at {answer} tokens it does save {share:.0%}, but a shorter length is enough.")
     else:
-        print(f"Right: below {answer} tokens the weights fill most of the peak, and checkpointing does not make them smaller.")
+        print(
+            f"Right: below {answer} tokens the weights fill most of the peak, and checkpointing does not make them smaller."
+        )
 
 
 def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.Tensor]]], Any] | None) -> None:
@@ -72,7 +80,9 @@ def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.T
     import torch
 
     numbers = torch.Generator().manual_seed(4)
-    micro_batches = [(torch.randn(rows, 3, generator=numbers), torch.randn(rows, generator=numbers)) for rows in (1, 5, 2)]
+    micro_batches = [
+        (torch.randn(rows, 3, generator=numbers), torch.randn(rows, generator=numbers)) for rows in (1, 5, 2)
+    ]
     model = torch.nn.Linear(3, 1)
 
     def gradient() -> torch.Tensor:
@@ -111,10 +121,14 @@ def check_accumulate(accumulate: Callable[[Any, list[tuple[torch.Tensor, torch.T
             "Not yet: a row of a small micro-batch counts more than one of a large micro-batch. Which count should all be divided by?"
         )
     elif same(first, summed):
-        print("Not yet: this is the gradient of the sum; the direction is right, its size grows with the number of rows.")
+        print(
+            "Not yet: this is the gradient of the sum; the direction is right, its size grows with the number of rows."
+        )
     elif not same(first, wanted):
         print("Not yet: the gradient is another one than that of the mean squared error over all rows at once.")
     elif not same(second, wanted):
         print("Not yet: right the first time, but a second call adds to the gradients that the first one left.")
     else:
-        print("Right: divided by the rows of the whole step, micro-batches of any size give the gradient of one large batch.")
+        print(
+            "Right: divided by the rows of the whole step, micro-batches of any size give the gradient of one large batch."
+        )

@@ -21,5 +21,18 @@ from helpers.export.merging import merge
 from helpers.export.ollama import modelfile
 from helpers.export.script import export_plan, export_script
 
-__all__ = ["ExportError", "download", "export_plan", "export_script", "finished_adapter", "load_adapter", "merge", "model_card", "modelfile",
-           "push_to_hub", "save_adapter", "to_gguf", "zip_folder"]  # fmt: skip
+__all__ = [
+    "ExportError",
+    "download",
+    "export_plan",
+    "export_script",
+    "finished_adapter",
+    "load_adapter",
+    "merge",
+    "model_card",
+    "modelfile",
+    "push_to_hub",
+    "save_adapter",
+    "to_gguf",
+    "zip_folder",
+]

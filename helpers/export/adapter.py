@@ -21,7 +21,9 @@ WEIGHTS = "adapter_model.safetensors"
 def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write adapter (safetensors), tokenizer, chat template, loss curve and model card to `run.adapter`, whole or not at all."""
     for adapter in model.peft_config.values():
-        adapter.base_model_name_or_path = run.settings["model"]  # the model's name, not the cache folder of this machine
+        adapter.base_model_name_or_path = run.settings[
+            "model"
+        ]  # the model's name, not the cache folder of this machine
     with whole_folder(run.adapter) as draft:
         model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
         tokenizer.save_pretrained(draft)
@@ -66,7 +68,9 @@ def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) ->
 
 def _check_layers(folder: Path, base: PreTrainedModel) -> None:
     """Does every LoRA pair find a layer of its size? PEFT itself ignores pairs without a layer, and raises a page for the others."""
-    sizes = {name: (module.out_features, module.in_features) for name, module in base.named_modules() if _is_linear(module)}
+    sizes = {
+        name: (module.out_features, module.in_features) for name, module in base.named_modules() if _is_linear(module)
+    }
     with safe_open(folder / WEIGHTS, "pt") as tensors:
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     for name, shape in shapes.items():

@@ -12,8 +12,15 @@ from helpers.verdict import verdict
 
 PACKAGES = ["torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"]
 NOT_SETTINGS = ("model", "data_sha256")
-SAMPLES = {"customer_support.jsonl", "python_functions.jsonl", "clinical_summaries.csv", "chat_tutor.jsonl"}  # ours, CC0
-MACHINE_MADE = "Numbers in this card were measured by the run that made the adapter, on examples that it never trained on."
+SAMPLES = {
+    "customer_support.jsonl",
+    "python_functions.jsonl",
+    "clinical_summaries.csv",
+    "chat_tutor.jsonl",
+}  # ours, CC0
+MACHINE_MADE = (
+    "Numbers in this card were measured by the run that made the adapter, on examples that it never trained on."
+)
 
 
 def base_licence(model: str) -> str:

@@ -38,7 +38,9 @@ def whole_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
             without a sign, `target` is ours in any case.
     """
     if sign and target.exists() and not (target / sign).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(f"{target} holds something else, so it is left alone: name another folder, or delete it first.")
+        raise ExportError(
+            f"{target} holds something else, so it is left alone: name another folder, or delete it first."
+        )
     draft = target.with_name(target.name + PART)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -1,8 +1,8 @@
 """A merged model as one GGUF file, for llama.cpp, Ollama, LM Studio and others.
 
-    merged = merge(run)
-    to_gguf(merged, "out/model-f16.gguf")                # with out/Modelfile: ollama create my-model -f out/Modelfile
-    to_gguf(merged, "out/model-q4_k_m.gguf", "q4_k_m")   # about a third of the size
+merged = merge(run)
+to_gguf(merged, "out/model-f16.gguf")                # with out/Modelfile: ollama create my-model -f out/Modelfile
+to_gguf(merged, "out/model-q4_k_m.gguf", "q4_k_m")   # about a third of the size
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if kind not in CONVERTED and kind not in QUANTISED:
         raise ExportError(f"{kind!r} is none of {', '.join([*CONVERTED, *QUANTISED])}.")
     if not (merged / "config.json").is_file() or not list(merged.glob("*.safetensors")):
-        raise ExportError(f"{merged} is no model folder: merge(run) writes one (an adapter alone cannot become a GGUF model).")
+        raise ExportError(
+            f"{merged} is no model folder: merge(run) writes one (an adapter alone cannot become a GGUF model)."
+        )
     if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         raise ExportError(f"{merged} holds quantised weights: name the 16-bit folder that merge(run) has written.")
     weights = sum(part.stat().st_size for part in merged.glob("*.safetensors")) / 2  # how many: two bytes each
-    per_weight = CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTISED[kind][1]  # for a moment, both are there
+    per_weight = (
+        CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTISED[kind][1]
+    )  # for a moment, both are there
     check_disk(file, int(weights * per_weight))
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + PART)

@@ -43,8 +43,10 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi 
     if folder.name.endswith(PART):
         raise ExportError(f"{folder} is half written: export it again first.")
     if api is None and not find_token():
-        raise ExportError("There is no Hub token: make one at https://huggingface.co/settings/tokens (type: write) and keep it in "
-                          "HF_TOKEN, or as the secret HF_TOKEN of this notebook.")  # fmt: skip
+        raise ExportError(
+            "There is no Hub token: make one at https://huggingface.co/settings/tokens (type: write) and keep it in "
+            "HF_TOKEN, or as the secret HF_TOKEN of this notebook."
+        )
     api = api or HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)

@@ -35,15 +35,29 @@ class Tool:
         Raises:
             ExportError: pip cannot get it.
         """
-        target = cache_folder() / f"{self.name}-{self.packages[0].rpartition('=')[2]}-python{sys.version_info[0]}{sys.version_info[1]}"
+        target = (
+            cache_folder()
+            / f"{self.name}-{self.packages[0].rpartition('=')[2]}-python{sys.version_info[0]}{sys.version_info[1]}"
+        )
         if not (target / self.sign).is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix="installing-") as scratch:
                 draft = Path(scratch) / "tool"
-                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+                pip = [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--no-deps",
+                    "--only-binary=:all:",
+                ]
                 done = subprocess.run([*pip, "--target", str(draft), *self.packages], capture_output=True, text=True)
                 if done.returncode != 0:
-                    raise ExportError(f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {_last_line(done.stderr)}")
+                    raise ExportError(
+                        f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {_last_line(done.stderr)}"
+                    )
                 shutil.rmtree(target, ignore_errors=True)
                 try:
                     os.replace(draft, target)
@@ -60,7 +74,11 @@ CONVERTER = Tool(
 QUANTISER = Tool(
     "quantiser", ("cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18",), "cyllama/llama/__init__.py"
 )
-CONVERTED = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # bytes per weight; q8_0: 32 values of a byte and one scale of two
+CONVERTED = {
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+}  # bytes per weight; q8_0: 32 values of a byte and one scale of two
 # Kind -> (llama.h's number for it, bytes per weight). Where a matrix's rows are no multiple of 256, llama.cpp takes a larger format for it:
 # the 135M model took 6.2 bits per weight as q4_k_m, where larger models take 4.9.
 QUANTISED = {"q4_k_m": (15, 6.2 / 8), "q5_k_m": (17, 6.7 / 8), "q6_k": (18, 8.6 / 8)}
@@ -80,7 +98,11 @@ def convert(merged: Path, file: Path, kind: str) -> None:
         ExportError: the converter could not be installed, or refuses this model.
     """
     script = CONVERTER.folder() / CONVERTER.sign
-    _run([sys.executable, str(script), str(merged), "--outfile", str(file), "--outtype", kind], file, f"converter does not take {merged}")
+    _run(
+        [sys.executable, str(script), str(merged), "--outfile", str(file), "--outtype", kind],
+        file,
+        f"converter does not take {merged}",
+    )
 
 
 def quantise(source: Path, file: Path, kind: str) -> None:

@@ -30,14 +30,30 @@ from helpers.weights import fetch_weights
 SHARD_BYTES = 2 * 10**9
 SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as ours
 INDEX = "model.safetensors.index.json"
-NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "README.md", "adapter_config.json", "loss.png", "training_args.bin")
+NOT_COPIED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "README.md",
+    "adapter_config.json",
+    "loss.png",
+    "training_args.bin",
+)
 PLAIN_LORA = {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "lora_bias": False}
-EMPTY_IN_PLAIN_LORA = ("modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices", "target_parameters",
-                       "layer_replication")  # fmt: skip
+EMPTY_IN_PLAIN_LORA = (
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+)
 
 
 def merge(
-    source: Run | str | Path, target: str | Path | None = None, base: str | Path | None = None, shard_bytes: int = SHARD_BYTES
+    source: Run | str | Path,
+    target: str | Path | None = None,
+    base: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write base + adapter as a 16-bit model folder: shards, index, config, tokenizer with its chat template.
 
@@ -57,8 +73,10 @@ def merge(
     try:
         base_folder = fetch_weights(name)
     except WeightsError as error:
-        raise ExportError(f"The base model {name} of the adapter in {adapter} cannot be had, so there is nothing to merge into: "
-                          f"{' '.join(str(error).split())}") from None  # fmt: skip
+        raise ExportError(
+            f"The base model {name} of the adapter in {adapter} cannot be had, so there is nothing to merge into: "
+            f"{' '.join(str(error).split())}"
+        ) from None
     _refuse_4_bit(base_folder)
     pairs = _pairs(adapter, config)
     tensors = _tensors(base_folder)
@@ -152,7 +170,11 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise ExportError(f"{folder} is not complete, {missing[0]} is missing: fetch the base model again.")
         return [folder / file for file in files]
-    return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else sorted(folder.glob("*.safetensors"))
+    return (
+        [folder / "model.safetensors"]
+        if (folder / "model.safetensors").is_file()
+        else sorted(folder.glob("*.safetensors"))
+    )
 
 
 def _check_fit(adapter: Path, pairs: dict[str, Pair], tensors: dict[str, Tensor]) -> None:
@@ -180,7 +202,11 @@ def _write_shards(tensors: dict[str, Tensor], pairs: dict[str, Pair], draft: Pat
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: _merged(name, tensors[name], pairs.get(name)) for name in names}, draft / file, metadata={"format": "pt"})
+        save_file(
+            {name: _merged(name, tensors[name], pairs.get(name)) for name in names},
+            draft / file,
+            metadata={"format": "pt"},
+        )
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(tensor.bytes for tensor in tensors.values())}, "weight_map": weight_map}

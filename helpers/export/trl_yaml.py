@@ -41,7 +41,12 @@ def trl_yaml(config: TrainConfig, plan: Plan, training_examples: int) -> str:
     }
     if config.quantization == "nf4":
         model |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
-    data = {"dataset_name": "data", "dataset_train_split": "train", "dataset_test_split": "validation", "output_dir": "checkpoints"}
+    data = {
+        "dataset_name": "data",
+        "dataset_train_split": "train",
+        "dataset_test_split": "validation",
+        "output_dir": "checkpoints",
+    }
     return HEAD + yaml.safe_dump(model | data | args, sort_keys=False)
 
 

@@ -19,10 +19,15 @@ class CompareView(widgets.VBox):
     def __init__(self, root: str | Path = "runs") -> None:
         self.root = Path(root)
         self.runs = widgets.SelectMultiple(
-            description="runs", rows=4, layout={"width": "auto", "flex": "1 1 260px", "max_width": "520px", "min_width": "0"}
+            description="runs",
+            rows=4,
+            layout={"width": "auto", "flex": "1 1 260px", "max_width": "520px", "min_width": "0"},
         )
         self.again = widgets.Button(description="Look for new runs", layout={"width": "auto"})
-        explain(self.runs, "Choose two or more with Ctrl or Shift: training several and comparing them is how settings are found.")
+        explain(
+            self.runs,
+            "Choose two or more with Ctrl or Shift: training several and comparing them is how settings are found.",
+        )
         explain(self.again, "Reads the folder of runs again, after a training.")
         self.note = widgets.HTML(layout={"width": "auto"})
         self.table = widgets.HTML(layout={"width": "auto"})
@@ -79,7 +84,10 @@ def _compared(folders: list[Path]) -> tuple[str, bytes]:
     table, figure = compare_runs(folders)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return f'<div class="ftk-scroll" tabindex="0">{table.to_html(index=False, border=0, na_rep="")}</div>', buffer.getvalue()
+    return (
+        f'<div class="ftk-scroll" tabindex="0">{table.to_html(index=False, border=0, na_rep="")}</div>',
+        buffer.getvalue(),
+    )
 
 
 def _problem(folder: Path) -> str:
@@ -93,4 +101,8 @@ def _problem(folder: Path) -> str:
 
 def _left_out(problems: dict[Path, str]) -> str:
     reasons = "; ".join(f"{folder} ({why})" for folder, why in problems.items())
-    return f"Left out, because it cannot be read: {reasons}. Delete the folder, or train that run again." if reasons else ""
+    return (
+        f"Left out, because it cannot be read: {reasons}. Delete the folder, or train that run again."
+        if reasons
+        else ""
+    )

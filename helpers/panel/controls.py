@@ -82,9 +82,11 @@ class Control:
         """What stands under the control: why a value does not work, else what it means, and on request what the field is."""
         self.hint = self.hint if hint is None else hint
         self.reason = self.reason if reason is None else reason
-        lines = [f'<div class="ftk-reason" role="alert">{escape(self.reason)}</div>' if self.reason else "",
-                 f'<div class="ftk-hint">{escape(self.hint)}</div>' if self.hint else "",
-                 f'<div class="ftk-hint">{escape(self.lesson)}</div>' if lessons else ""]  # fmt: skip
+        lines = [
+            f'<div class="ftk-reason" role="alert">{escape(self.reason)}</div>' if self.reason else "",
+            f'<div class="ftk-hint">{escape(self.hint)}</div>' if self.hint else "",
+            f'<div class="ftk-hint">{escape(self.lesson)}</div>' if lessons else "",
+        ]
         text = "".join(lines)
         if self.note.value != text:
             self.note.value = text
@@ -157,8 +159,13 @@ class Menu(Choice):
         self._write(self.inputs[0].value)
 
     def build(self) -> list[widgets.Widget]:
-        line = widgets.Text(placeholder=self.row.words["other"], continuous_update=False, layout=LAYOUT, description="or write",
-                            style=STYLE)  # fmt: skip
+        line = widgets.Text(
+            placeholder=self.row.words["other"],
+            continuous_update=False,
+            layout=LAYOUT,
+            description="or write",
+            style=STYLE,
+        )
         self.offered = [(value, value) for value in self.row.values]
         menu = widgets.Dropdown(options=self.offered, description=self.row.label, style=STYLE, layout=LAYOUT)
         return [menu, line]
@@ -239,7 +246,14 @@ PARTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 LEARNING_RATES = (*(float(f"{digits}e{power}") for power in range(-6, -2) for digits in (1, 1.5, 2, 3, 5, 7)), 1e-2)
 CONTROLS = [
     Row("model", "Model", "model", Menu, ("auto",), {"other": "a folder, or any Hub id"}),
-    Row("quantization", "Model", "base weights", Choice, ("nf4", "none"), {"nf4": "4-bit NF4 (QLoRA)", "none": "16-bit (plain LoRA)"}),
+    Row(
+        "quantization",
+        "Model",
+        "base weights",
+        Choice,
+        ("nf4", "none"),
+        {"nf4": "4-bit NF4 (QLoRA)", "none": "16-bit (plain LoRA)"},
+    ),
     Row("r", "LoRA", "rank r", Stops, (1, 2, 4, 8, 16, 32, 64, 128, 256)),
     Row("lora_alpha", "LoRA", "alpha", Stops, (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)),
     Row("lora_dropout", "LoRA", "dropout", Stops, PARTS),
@@ -248,7 +262,13 @@ CONTROLS = [
     Row("num_train_epochs", "Training", "epochs", Stops, (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0)),
     Row("max_steps", "Training", "or steps", Stops, (-1, 10, 20, 50, 100, 200, 500, 1000, 2000), {-1: "by epochs"}),
     Row("effective_batch_size", "Training", "effective batch", Stops, (1, 2, 4, 8, 16, 32, 64, 128)),
-    Row("max_length", "Training", "sequence length", Stops, (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)),
+    Row(
+        "max_length",
+        "Training",
+        "sequence length",
+        Stops,
+        (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192),
+    ),
     Row("warmup_ratio", "Training", "warmup", Stops, PARTS),
     Row("lr_scheduler_type", "Training", "scheduler", Choice, ("cosine", "linear", "constant_with_warmup")),
     Row("early_stopping_patience", "Training", "early stopping", Stops, (0, 1, 2, 3, 4, 5, 6, 8, 10), {0: "off"}),
@@ -257,8 +277,15 @@ CONTROLS = [
     Row("eval_examples", "Training", "examples each", Stops, (8, 16, 24, 32, 48, 64, 128, 256, 512)),
     Row("seed", "Training", "seed", Whole),
     Row("name", "Training", "run name", Line),
-    Row("gradient_checkpointing", "Memory", "checkpointing", Choice, ("auto", "on", "off"), {"auto": "auto: only if memory needs it"}),
+    Row(
+        "gradient_checkpointing",
+        "Memory",
+        "checkpointing",
+        Choice,
+        ("auto", "on", "off"),
+        {"auto": "auto: only if memory needs it"},
+    ),
     Row("micro_batch_size", "Memory", "micro-batch", Choice, (0,), {0: "the planner chooses"}),
     Row("data", "Data", "data", Menu, (), {"other": "a path, or a data set on the Hub"}),
-]  # fmt: skip
+]
 assert {row.field for row in CONTROLS} == set(FIELDS), "every field of the config has one control"

@@ -40,7 +40,9 @@ class DataView(widgets.VBox):
             self.upload,
             "A JSON, JSON lines, CSV, TSV or Parquet file up to about 10 MB; copy larger ones here and write their path.",
         )
-        explain(self.count, "Counts real tokens instead of characters; takes some seconds, and may download the tokenizer.")
+        explain(
+            self.count, "Counts real tokens instead of characters; takes some seconds, and may download the tokenizer."
+        )
         self.report = widgets.HTML(layout={"width": "auto"})
         self.picture, self.frame = picture("620px")
         self.upload.observe(self._uploaded, "value")
@@ -97,7 +99,9 @@ class DataView(widgets.VBox):
         if source == self.checked:
             return
         if _takes_long(source):
-            self._take(source, None, "Not checked yet: it is large, a folder, or on the Hub. The button above checks it.")
+            self._take(
+                source, None, "Not checked yet: it is large, a folder, or on the Hub. The button above checks it."
+            )
         else:
             self._take(source, *_checked(source))
 

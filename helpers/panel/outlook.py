@@ -82,7 +82,9 @@ def _row(name: str) -> BaseModel:
     return BaseModel(name, find_shape(name))
 
 
-def look_ahead(config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: bool = True, exact: bool = False) -> Outlook:
+def look_ahead(
+    config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: bool = True, exact: bool = False
+) -> Outlook:
     """Plan `config` for `gpu`. Never raises for what a learner can set: the reason is in the answer.
 
     Args:
@@ -111,10 +113,16 @@ def look_ahead(config: TrainConfig, gpu: Gpu, examples: int | None = None, hub: 
         plan = make_plan(config, gpu, row, exact=exact)
     except (ConfigError, DoesNotFit) as error:
         return Outlook(**known, plan=None, memory=_smallest(config, gpu, row.shape), problem=str(error))
-    except (ValueError, TypeError, ArithmeticError) as error:  # a value that no check names, such as a length of 20 digits
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # a value that no check names, such as a length of 20 digits
         return Outlook(**known, plan=None, memory=None, problem=f"These settings cannot be planned: {error}.")
     step_seconds = plan.seconds_per_step or _seconds_per_step(config, plan, row.shape)
-    return Outlook(**known, plan=plan, memory=plan.memory, seconds=steps * step_seconds if steps and step_seconds else None)
+    return Outlook(
+        **known, plan=plan, memory=plan.memory, seconds=steps * step_seconds if steps and step_seconds else None
+    )
 
 
 def _steps(config: TrainConfig, examples: int | None) -> int | None:
@@ -127,7 +135,9 @@ def _seconds_per_step(config: TrainConfig, plan: Plan, shape: ModelShape | None)
     rate = speed(plan.gpu)
     if shape is None or not rate.source:
         return None
-    return plan.accumulation * rate.seconds(*work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization))
+    return plan.accumulation * rate.seconds(
+        *work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
+    )
 
 
 def _trainable(config: TrainConfig, shape: ModelShape | None) -> int | None:
@@ -142,9 +152,17 @@ def _smallest(config: TrainConfig, gpu: Gpu, shape: ModelShape | None) -> Memory
     on_gpu = gpu.kind == "cuda"
     try:
         return shape and estimate(
-            shape, 1, config.max_length, r=config.r, target_modules=config.target_modules, quantization=config.quantization,
-            element_bytes=4 if compute_dtype(gpu, shape.model_type)[0] == "float32" else 2, attention=attention(gpu, shape)[0],
-            loss_head=loss_head(gpu)[0], on_gpu=on_gpu, context=not gpu.has_context,
-        )  # fmt: skip
+            shape,
+            1,
+            config.max_length,
+            r=config.r,
+            target_modules=config.target_modules,
+            quantization=config.quantization,
+            element_bytes=4 if compute_dtype(gpu, shape.model_type)[0] == "float32" else 2,
+            attention=attention(gpu, shape)[0],
+            loss_head=loss_head(gpu)[0],
+            on_gpu=on_gpu,
+            context=not gpu.has_context,
+        )
     except (ValueError, TypeError, KeyError):
         return None

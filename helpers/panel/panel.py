@@ -66,8 +66,9 @@ class ControlPanel(widgets.VBox):
         self.controls = {row.field: row.kind(row, self._edited) for row in CONTROLS}
         self.plan_view, self.bar_view = _html(flex="1 1 320px", width="auto", min_width="0"), _html()
         self.model_view, self.share_view, self.reasons_view = _html(), _html(), _html()
-        self.card = widgets.Dropdown(options=list(self.cards), description="plan for", style=STYLE,
-                                     layout={"width": "auto", "max_width": WIDEST})  # fmt: skip
+        self.card = widgets.Dropdown(
+            options=list(self.cards), description="plan for", style=STYLE, layout={"width": "auto", "max_width": WIDEST}
+        )
         self.exact = widgets.Button(description="Exact", icon="check", layout={"width": "auto"})
         self.code = widgets.Textarea(rows=16, layout={"width": "auto"})
         self.data = DataView(self.controls["data"], lambda path: self._edited("data", path), self._data_changed)
@@ -91,7 +92,10 @@ class ControlPanel(widgets.VBox):
         self.card.add_class("ftk-control")
         for widget, lesson in [
             (self.card, "Memory and time are planned for this card; training uses the machine that you are on."),
-            (self.exact, "Runs the real training step without weights (some seconds): the exact peak instead of the formula's."),
+            (
+                self.exact,
+                "Runs the real training step without weights (some seconds): the exact peak instead of the formula's.",
+            ),
             (
                 self.lessons,
                 "Shows under each control what it does, as its tooltip says it. Keys: Tab goes from one to the next; arrows, Page Up, Page Down, "
@@ -100,8 +104,13 @@ class ControlPanel(widgets.VBox):
             (self.code, "Select all and copy: the settings as code, with this kit and without it."),
         ]:
             explain(widget, lesson)
-        before = {"Model": [self.card, self.model_view], "LoRA": [self.share_view], "Data": [self.data], "Compare": [self.compare],
-                  "Code": [self.code]}  # fmt: skip
+        before = {
+            "Model": [self.card, self.model_view],
+            "LoRA": [self.share_view],
+            "Data": [self.data],
+            "Compare": [self.compare],
+            "Code": [self.code],
+        }
         self.sections = {}
         for name in SECTIONS:
             own = [self.controls[row.field].box for row in CONTROLS if row.section == name and row.field != "data"]
@@ -220,7 +229,9 @@ class ControlPanel(widgets.VBox):
         if self.chooser.value == "Data":
             self.data.draw(config.max_length)
         if self.chooser.value == "Code":
-            self.code.value = as_code(self.config, self.outlook.plan, self.data.training_examples(config.validation_share))
+            self.code.value = as_code(
+                self.config, self.outlook.plan, self.data.training_examples(config.validation_share)
+            )
 
     def _state(self) -> Any:
         return repr(self.config), self.card.value
@@ -231,7 +242,9 @@ class ControlPanel(widgets.VBox):
         """Replace the formula's plan by the dry run's."""
         self.exact.disabled, self.exact.description = True, "working…"
         try:
-            outlook = look_ahead(self.config, self.gpu, self.data.examples, reachable_hub(self.config, self.gpu), exact=True)
+            outlook = look_ahead(
+                self.config, self.gpu, self.data.examples, reachable_hub(self.config, self.gpu), exact=True
+            )
             self._exact_for = self._state()
             self._show(outlook)
         except Exception as error:  # shown in place: an error in a callback is seen by nobody
@@ -263,7 +276,9 @@ def _button(label: str, lesson: str, icon: str = "") -> widgets.Button:
 
 
 def _divisors(number: Any) -> list[tuple[str, int]]:
-    divisors = [n for n in range(1, number + 1) if number % n == 0] if isinstance(number, int) and number < 10_000 else []
+    divisors = (
+        [n for n in range(1, number + 1) if number % n == 0] if isinstance(number, int) and number < 10_000 else []
+    )
     return [("the planner chooses", 0), *[(str(n), n) for n in divisors]]
 
 

@@ -20,8 +20,18 @@ class Preset:
     changes: dict[str, Any]
 
 
-_NAMES = ("r", "lora_alpha", "lora_dropout", "learning_rate", "num_train_epochs", "max_steps", "early_stopping_patience",
-          "evaluations", "warmup_ratio", "lr_scheduler_type")  # fmt: skip
+_NAMES = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "early_stopping_patience",
+    "evaluations",
+    "warmup_ratio",
+    "lr_scheduler_type",
+)
 _STANDARD = {item.name: item.default for item in fields(TrainConfig) if item.name in _NAMES}
 
 PRESETS: dict[str, Preset] = {
@@ -38,13 +48,29 @@ PRESETS: dict[str, Preset] = {
     "thorough": Preset(
         "Thorough",
         "Every example three times, a bigger adapter, and more looks at the validation loss: three times as long.",
-        _STANDARD | {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "num_train_epochs": 3.0, "early_stopping_patience": 4,
-                     "evaluations": 16},
+        _STANDARD
+        | {
+            "r": 32,
+            "lora_alpha": 64,
+            "lora_dropout": 0.05,
+            "num_train_epochs": 3.0,
+            "early_stopping_patience": 4,
+            "evaluations": 16,
+        },
     ),
     "8 GB card": Preset(
         "8 GB card",
         "4-bit weights, no dropout, 512 tokens, and the planner free to choose: models up to 3B fit 8 GB this way.",
-        {"quantization": "nf4", "gradient_checkpointing": "auto", "micro_batch_size": 0, "effective_batch_size": 8, "max_length": 512,
-         "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"},
+        {
+            "quantization": "nf4",
+            "gradient_checkpointing": "auto",
+            "micro_batch_size": 0,
+            "effective_batch_size": 8,
+            "max_length": 512,
+            "r": 16,
+            "lora_alpha": 32,
+            "lora_dropout": 0.0,
+            "target_modules": "all-linear",
+        },
     ),
-}  # fmt: skip
+}

@@ -15,8 +15,12 @@ from helpers.hardware import GIB, MIB, speed
 from helpers.panel.outlook import Outlook
 from helpers.planner import budget
 
-LIGHTS = {"fits": ("#2e9e5b", "●", "fits"), "tight": ("#d99a1c", "◐", "tight"), "no": ("#d64545", "○", "no"),
-          "unknown": ("#7a7a7a", "?", "not modelled")}  # fmt: skip
+LIGHTS = {
+    "fits": ("#2e9e5b", "●", "fits"),
+    "tight": ("#d99a1c", "◐", "tight"),
+    "no": ("#d64545", "○", "no"),
+    "unknown": ("#7a7a7a", "?", "not modelled"),
+}
 TEXT_COLUMNS = 120
 STYLE = """<style>
 .ftk-panel { max-width: 1100px; overflow: hidden; container-type: inline-size; }
@@ -81,7 +85,9 @@ def amount(size: float) -> str:
 
 def _part_of(size: float, whole: float) -> str:
     """ "10.9 of 14.1 GiB", or "31 MiB of 14.1 GiB"."""
-    return f"{size / GIB:.1f} of {whole / GIB:.1f} GiB" if size >= GIB / 10 else f"{amount(size)} of {whole / GIB:.1f} GiB"
+    return (
+        f"{size / GIB:.1f} of {whole / GIB:.1f} GiB" if size >= GIB / 10 else f"{amount(size)} of {whole / GIB:.1f} GiB"
+    )
 
 
 def time_text(outlook: Outlook) -> str:
@@ -125,7 +131,9 @@ def memory_bar(outlook: Outlook) -> str:
         label = escape(f"{name}: {amount(share)}", quote=True)
         pieces.append(f'<div style="width:{share * scale:.2f}%;background:{colour}" title="{label}"></div>')
         legend.append(f'<span><i style="background:{colour}"></i>{label}</span>')
-    at = card * scale  # in percent; the line's name is moved back by so much of its own width, and so never leaves the track
+    at = (
+        card * scale
+    )  # in percent; the line's name is moved back by so much of its own width, and so never leaves the track
     words = f"{_part_of(peak, card)} at the peak, while {outlook.memory.peak_moment}"
     return (
         f'<div class="ftk-track" role="img" aria-label="{escape(words, quote=True)}"><div class="ftk-parts">{"".join(pieces)}</div>'
@@ -172,7 +180,9 @@ def menu_label(name: str, light: str) -> str:
     row = CATALOG[name]
     _, sign, word = LIGHTS[light]
     licence = "licence unverified" if row.licence == "unverified" else row.licence
-    return f"{sign} {word} · {name} · {_parameters(row.shape.parameters())} · {licence}" + (" · gated" if row.gated else "")
+    return f"{sign} {word} · {name} · {_parameters(row.shape.parameters())} · {licence}" + (
+        " · gated" if row.gated else ""
+    )
 
 
 def problem(text: str) -> str:
@@ -202,7 +212,9 @@ def hints(config: TrainConfig, outlook: Outlook) -> dict[str, str]:
     elif outlook.steps:
         found["num_train_epochs"] = f"{outlook.steps:,} optimizer steps"
     if outlook.plan:
-        found["effective_batch_size"] = f"micro-batch {outlook.plan.micro_batch} x {outlook.plan.accumulation} accumulation"
+        found["effective_batch_size"] = (
+            f"micro-batch {outlook.plan.micro_batch} x {outlook.plan.accumulation} accumulation"
+        )
     if isinstance(config.r, int) and config.r > 0 and isinstance(config.lora_alpha, (int, float)):
         found["lora_alpha"] = f"alpha / r = {config.lora_alpha / config.r:g}; 1 to 2 is usual"
     return found

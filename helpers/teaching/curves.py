@@ -106,10 +106,16 @@ def reveal(runs: Mapping[str, PlantedRun], diagnosis: Mapping[str, str | None] |
     """
     said = diagnosis or {}
     rows = [
-        {"run": letter, "you said": said.get(letter) or "?", "it is": run.planted, "learning rate": f"{run.learning_rate:g}",
-         "training examples": run.examples, "the verdict on its curve": str(verdict(run.history))}
+        {
+            "run": letter,
+            "you said": said.get(letter) or "?",
+            "it is": run.planted,
+            "learning rate": f"{run.learning_rate:g}",
+            "training examples": run.examples,
+            "the verdict on its curve": str(verdict(run.history)),
+        }
         for letter, run in runs.items()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows).set_index("run")
 
 
@@ -142,11 +148,15 @@ def bootstrap_chart(means: Mapping[str, Any], intervals: Mapping[str, tuple[floa
     axes = figure.add_subplot()
     highest = 0.0
     for (label, values), colour in zip(means.items(), (MUTED, BEST)):
-        counts, _, _ = axes.hist(values, bins=25, range=(0, 1), color=colour, alpha=0.75, edgecolor="white", label=label)
+        counts, _, _ = axes.hist(
+            values, bins=25, range=(0, 1), color=colour, alpha=0.75, edgecolor="white", label=label
+        )
         highest = max(highest, counts.max())
     for (low, high), colour in zip(intervals.values(), (MUTED, BEST)):
         axes.plot([low, high], [highest * 1.08] * 2, color=colour, linewidth=5, solid_capstyle="butt")
-        axes.annotate(f"{low:.0%} to {high:.0%}", ((low + high) / 2, highest * 1.12), ha="center", va="bottom", fontsize=8.5)
+        axes.annotate(
+            f"{low:.0%} to {high:.0%}", ((low + high) / 2, highest * 1.12), ha="center", va="bottom", fontsize=8.5
+        )
     axes.set_ylim(0, highest * 1.3)
     axes.set_xlim(-0.04, 1.04)
     axes.set_xlabel("mean score of the redrawn letters")
@@ -157,7 +167,10 @@ def bootstrap_chart(means: Mapping[str, Any], intervals: Mapping[str, tuple[floa
 
 
 def _draw(axes: Axes, history: History, top: float) -> None:
-    for key, colour, label, marker in (("loss", TRAIN, "training loss", "."), ("eval_loss", VALIDATION, "validation loss", "o")):
+    for key, colour, label, marker in (
+        ("loss", TRAIN, "training loss", "."),
+        ("eval_loss", VALIDATION, "validation loss", "o"),
+    ):
         points = [(event["step"], event[key]) for event in history if event.get(key) is not None]
         if points:
             axes.plot(*zip(*points), color=colour, linewidth=1.7, marker=marker, markersize=5, label=label)
@@ -169,8 +182,16 @@ def _draw(axes: Axes, history: History, top: float) -> None:
 
 
 def _above(axes: Axes, words: str) -> None:
-    axes.annotate(words, (0.98, 1.0), xytext=(0.98, 0.84), xycoords="axes fraction", ha="right", fontsize=9, color=TRAIN,
-                  arrowprops={"arrowstyle": "->", "color": TRAIN})  # fmt: skip
+    axes.annotate(
+        words,
+        (0.98, 1.0),
+        xytext=(0.98, 0.84),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=9,
+        color=TRAIN,
+        arrowprops={"arrowstyle": "->", "color": TRAIN},
+    )
 
 
 class _Writer(TrainerCallback):
@@ -181,7 +202,9 @@ class _Writer(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         event = {
-            key: value if math.isfinite(value) else None for key, value in (logs or {}).items() if key in ("loss", "eval_loss")
+            key: value if math.isfinite(value) else None
+            for key, value in (logs or {}).items()
+            if key in ("loss", "eval_loss")
         }
         if event:
             self.history.append({"step": state.global_step, **event})

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def side_by_side_answers(clean: Sequence[dict[str, Any]], noisy: Sequence[dict[str, Any]], rows: int = 5) -> pd.DataFrame:
+def side_by_side_answers(
+    clean: Sequence[dict[str, Any]], noisy: Sequence[dict[str, Any]], rows: int = 5
+) -> pd.DataFrame:
     """The first `rows` answers that differ, clean and noisy beside each other, with their lines joined by " / "."""
     import pandas as pd
 

@@ -41,7 +41,9 @@ def loss_by_part(
             answer = example["completion"][-1]["content"]
             encoded = tokenizer(before + answer, add_special_tokens=False, return_offsets_mapping=True)
             ids = torch.tensor(encoded["input_ids"], device=model.device)
-            losses = cross_entropy(model(input_ids=ids[None]).logits[0, :-1].float(), ids[1:], reduction="none").tolist()
+            losses = cross_entropy(
+                model(input_ids=ids[None]).logits[0, :-1].float(), ids[1:], reduction="none"
+            ).tolist()
             parts = spans(answer, phrases)
             for loss, (start, end) in zip(losses, encoded["offset_mapping"][1:]):
                 if start >= len(before):

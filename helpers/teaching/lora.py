@@ -119,14 +119,32 @@ def rank_chart(runs: Mapping[int, ShortRun]) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for number, (rank, run) in enumerate(runs.items()):
         marker, colour = MARKERS[number % len(MARKERS)], f"C{number}"
-        left.plot(range(1, len(run.training) + 1), run.training, marker=marker, markersize=4, linewidth=1.6, label=f"rank {rank}")
+        left.plot(
+            range(1, len(run.training) + 1),
+            run.training,
+            marker=marker,
+            markersize=4,
+            linewidth=1.6,
+            label=f"rank {rank}",
+        )
         right.plot([rank], [run.after], marker=marker, markersize=8, color=colour, linestyle="none")
-        right.annotate(f"{run.after:.2f}", (rank, run.after), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8.5)
+        right.annotate(
+            f"{run.after:.2f}", (rank, run.after), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8.5
+        )
     right.plot(list(runs), [run.after for run in runs.values()], color=MUTED, linewidth=1, zorder=0)
     before = next(iter(runs.values())).before
     right.axhline(before, color=MUTED, linestyle=":", linewidth=1.2)
-    right.annotate(f"untrained: {before:.2f}", (1, before), xycoords=("axes fraction", "data"), xytext=(0, -4), textcoords="offset points",
-                   ha="right", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
+    right.annotate(
+        f"untrained: {before:.2f}",
+        (1, before),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=MUTED,
+    )
     right.set_xscale("log", base=2)
     right.set_xticks(list(runs), [str(rank) for rank in runs])
     right.set_ylim(0, before * 1.08)
@@ -148,14 +166,19 @@ def shapes_chart(outputs: int, inputs: int, rank: int) -> Figure:
     gap = 0.5 * inputs
     figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    pieces = [("W, frozen", 0.0, inputs, outputs, MUTED), ("B", inputs + gap, rank, outputs, "#4c78a8"),
-              ("A", inputs + 2 * gap + rank, inputs, rank, "#e45756")]  # fmt: skip
+    pieces = [
+        ("W, frozen", 0.0, inputs, outputs, MUTED),
+        ("B", inputs + gap, rank, outputs, "#4c78a8"),
+        ("A", inputs + 2 * gap + rank, inputs, rank, "#e45756"),
+    ]
     for name, left, width, height, colour in pieces:
         axes.add_patch(Rectangle((left, -height), width, height, color=colour, linewidth=0))
         inside = width > gap and height > gap
         place = (left + width / 2, -height / 2) if inside else (left + width / 2, -height - 0.04 * outputs)
         words = f"{name}\n{height:,} x {width:,} = {height * width:,}"
-        axes.annotate(words, place, ha="center", va="center" if inside else "top", fontsize=9, color="white" if inside else colour)
+        axes.annotate(
+            words, place, ha="center", va="center" if inside else "top", fontsize=9, color="white" if inside else colour
+        )
     for sign, place in [("+ (alpha/r) ·", inputs + gap / 2), ("·", inputs + 1.5 * gap + rank)]:
         axes.annotate(sign, (place, -outputs / 2), ha="center", va="center", fontsize=11)
     axes.set_xlim(-0.02 * inputs, 2 * inputs + 2.1 * gap + rank)

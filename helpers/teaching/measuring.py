@@ -56,7 +56,9 @@ class Cost:
     def __str__(self) -> str:
         ram = f"RAM of this process {_mib(self.ram_before)} before, {_mib(self.ram_peak)} at the peak, {_mib(self.ram_after)} after"
         gpu = (
-            f"; on the card {_mib(self.gpu_before)} before, {_mib(self.gpu_peak)} at the peak" if torch.cuda.is_available() else ""
+            f"; on the card {_mib(self.gpu_before)} before, {_mib(self.gpu_peak)} at the peak"
+            if torch.cuda.is_available()
+            else ""
         )
         return f"{self.seconds:.1f} s; {ram} (MiB){gpu}"
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-LOSS_SCALE = 1024  # a power of two changes no digit; trainers look for the largest that does not overflow, these loops need not
+LOSS_SCALE = (
+    1024  # a power of two changes no digit; trainers look for the largest that does not overflow, these loops need not
+)
 
 
 @contextmanager

@@ -70,7 +70,9 @@ def codebook_chart(scaled: torch.Tensor, codebooks: Mapping[str, torch.Tensor]) 
         levels = levels.detach().float().cpu()
         left.hist(values.numpy(), bins=HISTOGRAM_BINS, range=(-1, 1), color=MUTED, alpha=0.55)
         left.vlines(levels.tolist(), 0, 1, transform=left.get_xaxis_transform(), color=colour, linewidth=1.3)
-        left.set_title(f"{name}: {len(levels)} levels over the weights", loc="left", fontsize=9.5, color=colour, fontweight="bold")
+        left.set_title(
+            f"{name}: {len(levels)} levels over the weights", loc="left", fontsize=9.5, color=colour, fontweight="bold"
+        )
         left.set_yticks([])
         left.set_xticks([-1, -0.5, 0, 0.5, 1])
         left.set_ylabel("number of weights")
@@ -110,11 +112,26 @@ def error_chart(errors: Mapping[str, Mapping[str, float]], reference: float | No
             depths.setdefault(int(re.search(r"\.(\d+)\.", name)[1]), []).append(100 * error)
         points = [(depth, error) for depth, found in depths.items() for error in found]
         axes.scatter(*zip(*points), s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
-        axes.plot(list(depths), [sum(found) / len(found) for found in depths.values()], color=colour, linewidth=1.8, label=label)
+        axes.plot(
+            list(depths),
+            [sum(found) / len(found) for found in depths.values()],
+            color=colour,
+            linewidth=1.8,
+            label=label,
+        )
     if reference is not None:
         axes.axhline(100 * reference, color=MUTED, linestyle="--", linewidth=1.2)
-        axes.annotate("perfectly normal weights in NF4", (1, 100 * reference), xycoords=("axes fraction", "data"), xytext=(0, -4),
-                      textcoords="offset points", ha="right", va="top", fontsize=8.5, color=MUTED)  # fmt: skip
+        axes.annotate(
+            "perfectly normal weights in NF4",
+            (1, 100 * reference),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8.5,
+            color=MUTED,
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("transformer layer (a dot is one of its linear layers, the line their mean)")
     axes.set_ylabel("rounding error, % of the weights' size")
@@ -124,7 +141,9 @@ def error_chart(errors: Mapping[str, Mapping[str, float]], reference: float | No
     return figure
 
 
-def footprint_chart(footprints: Mapping[str, Mapping[str, int]], reference: str = "16 bit", quoted: float = 4) -> Figure:
+def footprint_chart(
+    footprints: Mapping[str, Mapping[str, int]], reference: str = "16 bit", quoted: float = 4
+) -> Figure:
     """One stacked bar per precision with how much smaller than `reference` it is, and a line where the quoted factor would end.
 
     Args:
@@ -138,16 +157,35 @@ def footprint_chart(footprints: Mapping[str, Mapping[str, int]], reference: str 
         for part, colour in PART_COLOURS.items():
             width = parts.get(part, 0) / MIB
             axes.barh(
-                row, width, left=left, height=0.66, color=colour, edgecolor="white", linewidth=0.4, label=None if row else part
+                row,
+                width,
+                left=left,
+                height=0.66,
+                color=colour,
+                edgecolor="white",
+                linewidth=0.4,
+                label=None if row else part,
             )
             left += width
         factor = totals[reference] / totals[name]
-        words = "" if name == reference else f" ({factor:.1f} times smaller)" if factor > 1 else f" ({1 / factor:.1f} times larger)"
+        words = (
+            ""
+            if name == reference
+            else f" ({factor:.1f} times smaller)"
+            if factor > 1
+            else f" ({1 / factor:.1f} times larger)"
+        )
         axes.text(left + max(totals.values()) * 0.012, row, f"{left:,.0f} MiB{words}", va="center", fontsize=8.5)
     at = totals[reference] / quoted
     axes.axvline(at, color="black", linewidth=1.2, linestyle="--")
-    axes.annotate(f'"{quoted:g} times smaller"', (at, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points",
-                  fontsize=8.5)  # fmt: skip
+    axes.annotate(
+        f'"{quoted:g} times smaller"',
+        (at, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        fontsize=8.5,
+    )
     axes.set_yticks(range(len(footprints)), list(footprints))
     axes.invert_yaxis()
     axes.set_xlim(0, max(totals.values()) * 1.25)

@@ -41,7 +41,10 @@ def size_table(places: Mapping[str, str | Path]) -> pd.DataFrame:
     """label -> file or folder, as a table of MB and of how many times the first one each is."""
     sizes = {label: size_of(place) for label, place in places.items()}
     first = next(iter(sizes.values()))
-    rows = [{"what": label, "MB": round(size / MB, 1), "times the first": round(size / first, 1)} for label, size in sizes.items()]
+    rows = [
+        {"what": label, "MB": round(size / MB, 1), "times the first": round(size / first, 1)}
+        for label, size in sizes.items()
+    ]
     return pd.DataFrame(rows).set_index("what")
 
 
@@ -54,7 +57,9 @@ def plain_model(folder: str | Path, plan: Plan) -> Iterator[PreTrainedModel]:
     from transformers import AutoModelForCausalLM
 
     device = 0 if plan.gpu.kind == "cuda" else plan.gpu.kind
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, plan.dtype), device_map={"": device}).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, plan.dtype), device_map={"": device}
+    ).eval()
     try:
         yield model
     finally:

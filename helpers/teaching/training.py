@@ -27,11 +27,23 @@ def saving_chart(shares: Mapping[str, Mapping[int, float]], quoted: float) -> Fi
     for number, (model, points) in enumerate(shares.items()):
         tokens = sorted(points)
         axes.plot(
-            tokens, [100 * points[count] for count in tokens], marker=MARKERS[number % len(MARKERS)], linewidth=1.8, label=model
+            tokens,
+            [100 * points[count] for count in tokens],
+            marker=MARKERS[number % len(MARKERS)],
+            linewidth=1.8,
+            label=model,
         )
     axes.axhline(100 * quoted, color=VALIDATION, linestyle="--", linewidth=1.4)
-    axes.annotate(f"quoted: {quoted:.0%}", (0, 100 * quoted), xycoords=("axes fraction", "data"), xytext=(4, 4),
-                  textcoords="offset points", color=VALIDATION, fontsize=9, fontweight="bold")  # fmt: skip
+    axes.annotate(
+        f"quoted: {quoted:.0%}",
+        (0, 100 * quoted),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 4),
+        textcoords="offset points",
+        color=VALIDATION,
+        fontsize=9,
+        fontweight="bold",
+    )
     axes.set_xscale("log", base=2)
     ticks = sorted({count for points in shares.values() for count in points})
     axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
@@ -53,10 +65,24 @@ def schedule_chart(rates: Mapping[str, Sequence[float]], warmup_steps: int) -> F
     axes = figure.add_subplot()
     if warmup_steps:
         axes.axvspan(1, warmup_steps + 1, color=MUTED, alpha=0.18, linewidth=0)
-        axes.annotate("warmup", (1.0, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 2), textcoords="offset points",
-                      fontsize=8.5, color=MUTED)  # fmt: skip
+        axes.annotate(
+            "warmup",
+            (1.0, 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 2),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=MUTED,
+        )
     for number, (name, values) in enumerate(rates.items()):
-        axes.plot(range(1, len(values) + 1), values, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.6, label=name)
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linewidth=1.6,
+            label=name,
+        )
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes.set_xlabel("optimizer step")

@@ -16,7 +16,13 @@ from pathlib import Path
 
 import nbformat
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SERVER_SECONDS = 60  # until the server must have answered
 
@@ -43,7 +49,9 @@ def make_workspace(folder: Path, root: Path, settings: str) -> Path:
     for name in ("helpers", "data_samples", "requirements.txt", "constraints.txt"):
         (folder / name).symlink_to(root / name)
     notebook = nbformat.read(root / "notebooks" / "00_quickstart.ipynb", as_version=4)
-    config = next(cell for cell in notebook.cells if cell.cell_type == "code" and "config = TrainConfig(" in cell.source)
+    config = next(
+        cell for cell in notebook.cells if cell.cell_type == "code" and "config = TrainConfig(" in cell.source
+    )
     config.source += f"\n{settings}"
     nbformat.write(notebook, folder / "quickstart.ipynb")
     return folder
@@ -57,13 +65,31 @@ def serve(folder: Path, app: str = "lab") -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", app, "--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
-               "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--allow-root",
-               "--ServerApp.disable_check_xsrf=True"]  # fmt: skip
-    places = {"JUPYTER_CONFIG_DIR": home / "config", "JUPYTER_RUNTIME_DIR": home / "runtime", "IPYTHONDIR": home / "ipython",
-              "JUPYTERLAB_SETTINGS_DIR": home / "lab-settings", "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces"}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        app,
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.ip=127.0.0.1",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--allow-root",
+        "--ServerApp.disable_check_xsrf=True",
+    ]
+    places = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+        "IPYTHONDIR": home / "ipython",
+        "JUPYTERLAB_SETTINGS_DIR": home / "lab-settings",
+        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
+    }
     environment = (
-        os.environ | {name: str(place) for name, place in places.items()} | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        os.environ
+        | {name: str(place) for name, place in places.items()}
+        | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     )
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60  # until a kernel has started
-HARMLESS = ("favicon", "ResizeObserver", "404 (Not Found)")  # what the page itself complains of, with or without the panel
+HARMLESS = (
+    "favicon",
+    "ResizeObserver",
+    "404 (Not Found)",
+)  # what the page itself complains of, with or without the panel
 
 # Waits in the page itself for the bar to change after a key press, so that no message to this process is counted.
 TIME_A_KEY = """() => {
@@ -83,7 +87,9 @@ class Notebook:
         """The one chart of a cell must show `count` different pictures while the cell runs."""
         seen, end = set(), time.monotonic() + seconds
         while len(seen) < count:
-            assert time.monotonic() < end, f"the chart was drawn {len(seen)} times in {seconds} s:\n{cell.inner_text()[-1500:]}"
+            assert time.monotonic() < end, (
+                f"the chart was drawn {len(seen)} times in {seconds} s:\n{cell.inner_text()[-1500:]}"
+            )
             images = cell.locator(".jp-OutputArea-output img")
             if images.count():
                 assert images.count() == 1, "the chart must redraw in place"
@@ -97,7 +103,11 @@ class Notebook:
 
     def choose(self, label: str, value: str) -> None:
         """Pick from the menu with this label the first line that contains `value`."""
-        menu = self.panel.locator(".widget-dropdown").filter(has=self.page.get_by_text(label, exact=True)).locator("select")
+        menu = (
+            self.panel.locator(".widget-dropdown")
+            .filter(has=self.page.get_by_text(label, exact=True))
+            .locator("select")
+        )
         menu.locator("option", has_text=value).first.wait_for(state="attached", timeout=10_000)
         lines = [text.replace("\u00a0", " ") for text in menu.locator("option").all_inner_texts()]
         menu.select_option(index=next(number for number, text in enumerate(lines) if value in text))

@@ -41,25 +41,42 @@ UNMET = {
 # What plans for cards, by the kernels of each kind: what torch and TRL do there differs by version. Also for `newest.py`.
 PLANS = [
     "tests/test_planner.py::test_every_kind_of_card_gets_an_exact_plan",
-    *(f"tests/test_dryrun.py::test_{name}" for name in (
-        "the_peak_without_weights_equals_the_peak_of_the_real_step[no checkpointing]",
-        "the_peak_without_weights_equals_the_peak_of_the_real_step[padded, no checkpointing]",
-        "more_tokens_more_memory_less_checkpointing_more_memory", "a_small_tile_helps_where_there_is_no_triton",
-        "evaluation_and_generation_can_be_measured_too", "a_padded_batch_needs_its_mask_and_repeated_keys",
-        "segments_are_counted_as_they_will_be_used", "attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys",
-        "a_worker_whose_trl_lacks_a_name_says_which",
-    )),
-]  # fmt: skip
+    *(
+        f"tests/test_dryrun.py::test_{name}"
+        for name in (
+            "the_peak_without_weights_equals_the_peak_of_the_real_step[no checkpointing]",
+            "the_peak_without_weights_equals_the_peak_of_the_real_step[padded, no checkpointing]",
+            "more_tokens_more_memory_less_checkpointing_more_memory",
+            "a_small_tile_helps_where_there_is_no_triton",
+            "evaluation_and_generation_can_be_measured_too",
+            "a_padded_batch_needs_its_mask_and_repeated_keys",
+            "segments_are_counted_as_they_will_be_used",
+            "attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys",
+            "a_worker_whose_trl_lacks_a_name_says_which",
+        )
+    ),
+]
 # What depends on versions of what runs on a card, on a CPU: every kind of step that plans choose, interruptions, the lessons' loops. The
 # rest of tests/rehearsal (the GPU benchmark, a T4's thirty steps, plans made anew) takes minutes and runs in `make test`.
 REHEARSALS = [
-    "tests/rehearsal/test_combinations.py::test_what_a_plan_may_choose_trains_and_evaluates", "tests/rehearsal/test_interrupted.py",
+    "tests/rehearsal/test_combinations.py::test_what_a_plan_may_choose_trains_and_evaluates",
+    "tests/rehearsal/test_interrupted.py",
     "tests/rehearsal/test_lessons_on_a_card.py",
-]  # fmt: skip
+]
 TESTS = [
-    "test_keywords.py", "test_training.py", "test_trainer.py", "test_guards.py", "test_models.py", "test_tokens.py",
-    "test_compat.py", "test_live.py", "test_weights.py", "test_hub.py", "test_hosted.py", "test_panel.py",
-]  # fmt: skip
+    "test_keywords.py",
+    "test_training.py",
+    "test_trainer.py",
+    "test_guards.py",
+    "test_models.py",
+    "test_tokens.py",
+    "test_compat.py",
+    "test_live.py",
+    "test_weights.py",
+    "test_hub.py",
+    "test_hosted.py",
+    "test_panel.py",
+]
 IN_PROCESSES = ["--numprocesses", "auto", "--maxprocesses", "4"]  # as `make test-fast` does
 COLD_START, TOTAL, NOISE = 120, 900, 1.5  # seconds; a time fails only above one and a half times its bar
 
@@ -68,10 +85,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of the quickstart (default: 6)")
     parser.add_argument(
-        "--evaluations", type=int, default=2, help="times that it measures the validation loss besides the start (default: 2)"
+        "--evaluations",
+        type=int,
+        default=2,
+        help="times that it measures the validation loss besides the start (default: 2)",
     )
     parser.add_argument("--letters", type=int, default=6, help="letters that it compares before and after (default: 6)")
-    parser.add_argument("--only-tests", action="store_true", help="leave the quickstart out, in an environment that has had it")
+    parser.add_argument(
+        "--only-tests", action="store_true", help="leave the quickstart out, in an environment that has had it"
+    )
     chosen = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="colab-") as scratch:
@@ -80,7 +102,9 @@ def main() -> int:
         wrong += unmet_requirements()
         tests = [*UNMET.values(), *(f"tests/{name}" for name in TESTS), *PLANS, *REHEARSALS]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *IN_PROCESSES, *tests], cwd=ROOT, env=os.environ | {"HF_HOME": str(machine.cache)}
+            [sys.executable, "-m", "pytest", "-q", *IN_PROCESSES, *tests],
+            cwd=ROOT,
+            env=os.environ | {"HF_HOME": str(machine.cache)},
         )
         wrong += ["tests failed"] if done.returncode else []
     seconds = time.perf_counter() - began + (0 if chosen.only_tests else seconds_of_installing(began))
@@ -109,7 +133,9 @@ def quickstart(machine: ColabMachine, steps: int, evaluations: int, letters: int
         f"\nthe first cell added {sorted(added)} and removed {sorted(removed)}; run again: {seconds:.0f} s, changed {sorted(again ^ after)}"
     )
     if (added, removed) != (ADDED, REMOVED) or again != after:
-        wrong.append(f"the first cell should add {sorted(ADDED)} and remove {sorted(REMOVED)}, once, in a fresh environment")
+        wrong.append(
+            f"the first cell should add {sorted(ADDED)} and remove {sorted(REMOVED)}, once, in a fresh environment"
+        )
     if executed.first_step is None:
         wrong.append("no training step was seen")
     else:

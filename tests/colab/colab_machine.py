@@ -45,9 +45,12 @@ class ColabMachine:
         (startup / "00-colab.py").write_text(self.prelude, encoding="utf-8")
         links = [str(self.wheels), os.environ.get("PIP_FIND_LINKS", "")]
         self.environment = os.environ | {
-            "PYTHONPATH": str(FAKES), "IPYTHONDIR": str(startup.parents[1]), "HF_HOME": str(self.cache),
-            "PIP_FIND_LINKS": " ".join(filter(None, links)), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }  # fmt: skip
+            "PYTHONPATH": str(FAKES),
+            "IPYTHONDIR": str(startup.parents[1]),
+            "HF_HOME": str(self.cache),
+            "PIP_FIND_LINKS": " ".join(filter(None, links)),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
 
     def publish(self, tag: str = "v1") -> None:
         """Make a repository that the first cell can clone, with the working tree as it is now under `tag`."""
@@ -83,9 +86,13 @@ class ColabMachine:
         first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", self.prelude + first], cwd=self.content, env=self.environment, check=True,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", self.prelude + first],
+            cwd=self.content,
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         return time.perf_counter() - began, done.stdout
 
     def execute(self, notebook: nbformat.NotebookNode, first_step_in: str) -> Executed:

@@ -61,14 +61,18 @@ def choose(python: str | None, free_bytes: int, torch: str) -> Pair:
     if python is None:
         return Pair(sys.executable, NEAREST_TORCH, "the nearest to Colab's pair, because no Python 3.13 was found here")
     if free_bytes < DISK_GB * GB:
-        return Pair(sys.executable, NEAREST_TORCH, f"the nearest to Colab's pair, because only {room} and that needs {DISK_GB}")
+        return Pair(
+            sys.executable, NEAREST_TORCH, f"the nearest to Colab's pair, because only {room} and that needs {DISK_GB}"
+        )
     return Pair(python, torch, f"Colab's own pair, because a Python 3.13 is here and {room}")
 
 
 def pins() -> tuple[str, list[str]]:
     """(torch, all others) as `package==version`."""
     found = re.findall(r"^[\w.-]+==\S+$", PINS.read_text(encoding="utf-8"), re.MULTILINE)
-    return next(pin for pin in found if pin.startswith("torch==")), [pin for pin in found if not pin.startswith("torch==")]
+    return next(pin for pin in found if pin.startswith("torch==")), [
+        pin for pin in found if not pin.startswith("torch==")
+    ]
 
 
 def make(folder: Path, python: str, *installs: list[str]) -> None:

@@ -35,7 +35,9 @@ class Witness(TrainerCallback):
         self.other_dtypes: set[torch.dtype] = set()
         self.trainer: Any = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         self.steps += 1
         self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
         for parameter in model.parameters():
@@ -59,7 +61,10 @@ class TensorCores(TorchDispatchMode):
         if operation in ATTENTION:
             single = {name: _in(torch.float32, value) for name, value in kwargs.items()}
             results = operation(*(_in(torch.float32, argument) for argument in args), **single)
-            return tuple(result if index in ATTENTION[operation] else _in(torch.float16, result) for index, result in enumerate(results))
+            return tuple(
+                result if index in ATTENTION[operation] else _in(torch.float16, result)
+                for index, result in enumerate(results)
+            )
         product = PRODUCTS[operation](*(_in(torch.float32, argument) for argument in args))
         return kwargs["out"].copy_(product) if "out" in kwargs else product.half()
 
@@ -95,7 +100,9 @@ def pretend_card(monkeypatch: pytest.MonkeyPatch, scale: float = 2.0**16) -> Wit
             trainer.accelerator.native_amp = True
         if plan.dtype == "float16":
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        monkeypatch.setattr(trl_kernels, "_use_triton", lambda device: plan.loss_head == "triton")  # interpreted, on a CPU
+        monkeypatch.setattr(
+            trl_kernels, "_use_triton", lambda device: plan.loss_head == "triton"
+        )  # interpreted, on a CPU
         trainer.add_callback(witness)
         witness.trainer = trainer
         return trainer
@@ -104,9 +111,10 @@ def pretend_card(monkeypatch: pytest.MonkeyPatch, scale: float = 2.0**16) -> Wit
     # Offloading then moves activations from one part of RAM to another; without streams and pinned memory, which only cards have.
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *args, **kwargs: torch.device("cpu"))
     monkeypatch.setattr(
-        activation_offloading, "OffloadActivations",
+        activation_offloading,
+        "OffloadActivations",
         lambda **settings: OFFLOAD(**settings | {"use_pin_memory": False, "use_streams": False}),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": asked("cpu"))  # PEFT asks for CUDA's state

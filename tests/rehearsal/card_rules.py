@@ -9,7 +9,11 @@ import ast
 from collections.abc import Iterator
 
 Env = dict[str, str]
-MODEL, CARD, HOST = "model", "card", "host"  # a module on the card; a tensor that lies there; a tensor that was made on the CPU
+MODEL, CARD, HOST = (
+    "model",
+    "card",
+    "host",
+)  # a module on the card; a tensor that lies there; a tensor that was made on the CPU
 
 MODEL_MAKERS = {"load_quantized", "attach_lora", "get_peft_model", "load_adapter", "plain_model"}
 MODEL_CLASSES = {"AutoModelForCausalLM", "PeftModel"}
@@ -186,7 +190,9 @@ class Where:
             return self.called(node, env)
         if isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.BoolOp, ast.UnaryOp, ast.IfExp, ast.Starred, ast.Dict)):
             return self.together(
-                node, [self.kind(child, env) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)], False
+                node,
+                [self.kind(child, env) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)],
+                False,
             )
         if node is not None:
             for child in ast.iter_child_nodes(node):
@@ -201,7 +207,10 @@ class Where:
         owner = self.kind(function.value, env) if isinstance(function, ast.Attribute) else None
         names = chain(function)
         if (
-            any(isinstance(part, ast.Constant) and str(part.value).startswith("cuda") for part in [*node.args, *keywords.values()])
+            any(
+                isinstance(part, ast.Constant) and str(part.value).startswith("cuda")
+                for part in [*node.args, *keywords.values()]
+            )
             or name == "cuda"
         ):
             self.found.append(f"a device by its name, which not every reader has: {ast.unparse(node)}")
@@ -216,7 +225,9 @@ class Where:
         if name == "cpu":
             return HOST
         if name == "to" and isinstance(function, ast.Attribute):
-            to_device = any(word in ast.unparse(part) for part in [*node.args, *keywords.values()] for word in ("device", ".kind"))
+            to_device = any(
+                word in ast.unparse(part) for part in [*node.args, *keywords.values()] for word in ("device", ".kind")
+            )
             return (owner if owner == MODEL else CARD) if to_device else owner
         if name in TO_PYTHON:
             return None
@@ -229,11 +240,25 @@ class Where:
                 return self.together(node, [CARD, *kinds])
             if function.id in self.functions:
                 return self.call(self.functions[function.id], kinds, env)
-            if function.id in {"next", "iter", "list", "tuple", "sorted", "zip", "enumerate", "sum", "max", "min", "abs"}:
+            if function.id in {
+                "next",
+                "iter",
+                "list",
+                "tuple",
+                "sorted",
+                "zip",
+                "enumerate",
+                "sum",
+                "max",
+                "min",
+                "abs",
+            }:
                 return MODEL if MODEL in kinds else self.together(node, kinds, must_agree=False)
             return self.together(node, kinds) if function.id in self.of_tensors else None
         if owner == MODEL:
-            return MODEL if name in PARTS else CARD if name in TENSORS_OF_A_MODEL else self.together(node, [CARD, *kinds])
+            return (
+                MODEL if name in PARTS else CARD if name in TENSORS_OF_A_MODEL else self.together(node, [CARD, *kinds])
+            )
         if names[-1:] and names[-1] in self.of_tensors and owner is None:
             return self.together(node, kinds)
         return self.together(node, [owner, *kinds]) if owner else None
@@ -244,8 +269,13 @@ class Where:
 
 def numbers_for_numpy(scope: ast.AST) -> Iterator[str]:
     """numpy reads neither a card's memory nor bf16."""
-    assigned = {target.id: node.value for node in ast.walk(scope) if isinstance(node, ast.Assign)
-                for target in node.targets if isinstance(target, ast.Name)}  # fmt: skip
+    assigned = {
+        target.id: node.value
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     for node in ast.walk(scope):
         if isinstance(node, ast.Call) and called(node) == "numpy":
             names = chain(node)
@@ -267,8 +297,15 @@ def bare_backward(scope: ast.AST) -> Iterator[str]:
         if any(isinstance(node, ast.With) and "autocast" in ast.unparse(node.items[0]) for node in ast.walk(scope))
         else set()
     )
-    scales |= {item.optional_vars.id for node in ast.walk(scope) if isinstance(node, ast.With) for item in node.items
-               if isinstance(item.context_expr, ast.Call) and called(item.context_expr) == "mixed_precision" and item.optional_vars}  # fmt: skip
+    scales |= {
+        item.optional_vars.id
+        for node in ast.walk(scope)
+        if isinstance(node, ast.With)
+        for item in node.items
+        if isinstance(item.context_expr, ast.Call)
+        and called(item.context_expr) == "mixed_precision"
+        and item.optional_vars
+    }
     for node in ast.walk(scope):
         if isinstance(node, ast.Call) and called(node) == "backward" and isinstance(node.func, ast.Attribute):
             loss = node.func.value
@@ -305,7 +342,11 @@ def kept_names(trees: list[ast.Module]) -> Iterator[str]:
                 for name, root in holds.items():
                     if root in roots and root.startswith("model"):
                         yield f"{name} keeps a part of what is deleted: {ast.unparse(node)}"
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and called(node.value) == "release_last_model":
+            elif (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Call)
+                and called(node.value) == "release_last_model"
+            ):
                 for name in [name for name, root in holds.items() if root == "optimizer"]:
                     yield f"{name} keeps an optimizer's averages when the model is released"
 
@@ -324,7 +365,9 @@ def assign(target: ast.expr, value: ast.expr, holds: dict[str, str], models: int
         if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts) and not iterated:
             return sum(assign(one, part, holds, models) for one, part in zip(target.elts, value.elts))
         chosen = (
-            target.elts[:1] if isinstance(value, ast.Call) and called(value) == "load_quantized" else without_keys(target, value)
+            target.elts[:1]
+            if isinstance(value, ast.Call) and called(value) == "load_quantized"
+            else without_keys(target, value)
         )
         return sum(assign(one, value, holds, models, iterated) for one in chosen)
     if not isinstance(target, ast.Name):

@@ -70,9 +70,16 @@ class Card:
 
     def functions(self) -> dict[str, Any]:
         names = ("mem_get_info", "empty_cache", "reset_peak_memory_stats", "set_per_process_memory_fraction")
-        answers = {"get_device_name": "Pretended card", "get_device_capability": (9, 0), "memory_snapshot": [], "synchronize": None,
-                   "memory_reserved": RESERVED, "memory_allocated": RESERVED, "max_memory_reserved": PEAK,
-                   "max_memory_allocated": PEAK}  # fmt: skip
+        answers = {
+            "get_device_name": "Pretended card",
+            "get_device_capability": (9, 0),
+            "memory_snapshot": [],
+            "synchronize": None,
+            "memory_reserved": RESERVED,
+            "memory_allocated": RESERVED,
+            "max_memory_reserved": PEAK,
+            "max_memory_allocated": PEAK,
+        }
         return {name: getattr(self, name) for name in names} | {
             name: (lambda *args, value=value: value) for name, value in answers.items()
         }
@@ -136,7 +143,9 @@ def run(question: dict[str, Any]) -> int:
 
 
 def serve(address: str) -> None:
-    torch.set_num_threads(1)  # the matrices are tiny, and threads that wait for each other take the other core from the worker
+    torch.set_num_threads(
+        1
+    )  # the matrices are tiny, and threads that wait for each other take the other core from the worker
     catalog.CATALOG["tiny"] = TINY
     dryrun.missing_names()  # starts the worker
     with socket.socket(socket.AF_UNIX) as listening:

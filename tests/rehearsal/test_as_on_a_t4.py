@@ -22,8 +22,15 @@ STEPS, WITHIN = 30, 0.02
 @pytest.mark.slow
 def test_thirty_steps_in_fp16_learn_what_fp32_learns(root, tmp_path, monkeypatch, say):
     # The quickstart's settings without a GPU, with half its letters in a step; evaluated on fewer, and only before and after.
-    config = TrainConfig(name="fp32", data=str(root / TrainConfig.data), learning_rate=5e-4, effective_batch_size=2, max_steps=STEPS,
-                         evaluations=1, eval_examples=12)  # fmt: skip
+    config = TrainConfig(
+        name="fp32",
+        data=str(root / TrainConfig.data),
+        learning_rate=5e-4,
+        effective_batch_size=2,
+        max_steps=STEPS,
+        evaluations=1,
+        eval_examples=12,
+    )
     plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB), EMBEDDED_MODEL)
     data = split(load_examples(config.data), config.validation_share, config.seed)
     wanted = training.train(config, plan, *load_quantized(config, plan), *data, root=tmp_path)
@@ -34,10 +41,14 @@ def test_thirty_steps_in_fp16_learn_what_fp32_learns(root, tmp_path, monkeypatch
     with TensorCores():
         run = training.train(config, plan, model, tokenizer, *data, root=tmp_path)
     apart = run.best_eval_loss / wanted.best_eval_loss - 1
-    say(f"{STEPS} steps: validation loss {wanted.first_eval_loss:.3f} -> {wanted.best_eval_loss:.4f} in fp32, {run.best_eval_loss:.4f} as on "
-        f"a T4 ({apart:+.2%}); {witness.skipped} steps skipped, loss scale {witness.trainer.accelerator.scaler.get_scale():.0f}")  # fmt: skip
+    say(
+        f"{STEPS} steps: validation loss {wanted.first_eval_loss:.3f} -> {wanted.best_eval_loss:.4f} in fp32, {run.best_eval_loss:.4f} as on "
+        f"a T4 ({apart:+.2%}); {witness.skipped} steps skipped, loss scale {witness.trainer.accelerator.scaler.get_scale():.0f}"
+    )
     losses = [event[key] for event in run.history for key in ("loss", "eval_loss", "grad_norm") if key in event]
     assert all(loss is not None and math.isfinite(loss) for loss in losses) and len(losses) > 20
     assert abs(apart) < WITHIN and run.best_eval_loss < 0.8 * run.first_eval_loss
-    assert witness.steps == STEPS and witness.skipped <= 3  # the scaler begins at 65,536 and halves until the gradients fit
+    assert (
+        witness.steps == STEPS and witness.skipped <= 3
+    )  # the scaler begins at 65,536 and halves until the gradients fit
     assert witness.adapter_dtypes == {torch.float32} and witness.other_dtypes == {torch.uint8, torch.float16}

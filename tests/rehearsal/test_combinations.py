@@ -38,9 +38,15 @@ def test_what_a_plan_may_choose_trains_and_evaluates(combination, tiny_model, tm
     witness = pretend_card(monkeypatch)
     micro_batch = 2 if combination.masked else 1
     job["plan"] = card_plan(
-        job["plan"], combination.dtype, combination.loss_head, checkpointing=combination.checkpointing, offload=combination.offload,
-        micro_batch=micro_batch, accumulation=2 // micro_batch, eval_batch=micro_batch,
-    )  # fmt: skip
+        job["plan"],
+        combination.dtype,
+        combination.loss_head,
+        checkpointing=combination.checkpointing,
+        offload=combination.offload,
+        micro_batch=micro_batch,
+        accumulation=2 // micro_batch,
+        eval_batch=micro_batch,
+    )
     job["model"], _ = load_quantized(job["config"], job["plan"])
     run = training.train(**job, root=tmp_path)
     losses = [event[key] for event in run.history for key in ("loss", "eval_loss") if key in event]
@@ -55,7 +61,9 @@ def test_what_a_plan_may_choose_trains_and_evaluates(combination, tiny_model, tm
 @pytest.mark.slow
 def test_the_list_is_of_this_planner_and_this_menu():
     fingerprint, listed = combinations.recorded()
-    assert combinations.fingerprint() == fingerprint, "planner or menu changed: python -m benchmarks.combinations, and commit the list"
+    assert combinations.fingerprint() == fingerprint, (
+        "planner or menu changed: python -m benchmarks.combinations, and commit the list"
+    )
     assert len(listed) == len(set(listed)) >= 10
 
 
@@ -65,7 +73,9 @@ def test_plans_made_anew_choose_nothing_that_is_not_on_the_list(say):
     found = list(combinations.chosen(combinations.seeded_cases(40, fingerprint), exact=True))
     unlisted = {(*case, c) for case, c in found if c is not None and c not in listed}
     fitting = [c for _, c in found if c is not None]
-    say(f"40 plans made anew: {len(fitting)} fit and choose {len(set(fitting))} of the {len(listed)} combinations on the list")
+    say(
+        f"40 plans made anew: {len(fitting)} fit and choose {len(set(fitting))} of the {len(listed)} combinations on the list"
+    )
     assert not unlisted and len(fitting) >= 20
 
 
@@ -73,12 +83,16 @@ def test_another_planner_has_another_fingerprint(monkeypatch):
     """A menu with one model and two cards will do."""
     from helpers import planner
 
-    monkeypatch.setattr(combinations, "cases", lambda: [(card, "Qwen2.5-0.5B-Instruct", 512) for card in ("T4", "RTX 4060")])
+    monkeypatch.setattr(
+        combinations, "cases", lambda: [(card, "Qwen2.5-0.5B-Instruct", 512) for card in ("T4", "RTX 4060")]
+    )
     before = combinations.fingerprint()
     assert combinations.fingerprint() == before
     row = combinations.CATALOG["Qwen2.5-0.5B-Instruct"]
     with monkeypatch.context() as patch:
-        patch.setitem(combinations.CATALOG, "Qwen2.5-0.5B-Instruct", replace(row, shape=replace(row.shape, hidden_size=960)))
+        patch.setitem(
+            combinations.CATALOG, "Qwen2.5-0.5B-Instruct", replace(row, shape=replace(row.shape, hidden_size=960))
+        )
         assert combinations.fingerprint() != before
     monkeypatch.setattr(planner, "CHECKPOINTING", ("on",))
     assert combinations.fingerprint() != before

@@ -74,7 +74,10 @@ def test_the_kits_trainer_is_given_the_worst_case_and_unequal_lengths(measured):
     assert len(runs) >= 10
     for run in runs:
         assert run["trainer"] == "SteadyTrainer" and run["adapters"] == ["torch.float32"]
-        assert run["finite_losses"] == run["steps"] > 0 and 0 < run["micro_batches"]["worst"] < run["micro_batches"]["all"] + 1
+        assert (
+            run["finite_losses"] == run["steps"] > 0
+            and 0 < run["micro_batches"]["worst"] < run["micro_batches"]["all"] + 1
+        )
     assert of(measured, "bf16")[0]["runs"]["training"]["micro_batches"] == {"all": 3, "padded": 3, "worst": 2}
 
 
@@ -109,7 +112,10 @@ def test_running_out_of_memory_is_answered_with_the_same_loss(measured):
     replay, offload = of(measured, "oom")
     assert replay["comparisons"]["with too little room"]["changes"] == [{"micro_batch": 4}]
     assert offload["comparisons"]["with too little room"]["changes"] == [{"offload": True}]
-    assert offload["runs"]["in host memory"]["predicted_reserved_mib"] < offload["runs"]["on the card"]["predicted_reserved_mib"]
+    assert (
+        offload["runs"]["in host memory"]["predicted_reserved_mib"]
+        < offload["runs"]["on the card"]["predicted_reserved_mib"]
+    )
     compared = [*replay["comparisons"].values(), *offload["comparisons"].values()]
     assert max(one["losses_differ_by"] for one in compared) < 1e-3
 
@@ -126,7 +132,13 @@ def test_a_selective_checkpoint_of_fp16_goes_on_in_both_formats(measured):
 
 @pytest.mark.slow
 def test_the_other_steps_say_what_they_are_for(measured):
-    assert set(of(measured, "probe")[0]) >= {"dry_run_took_mib", "flash", "triton_works", "release", "outside_at_first_mib"}
+    assert set(of(measured, "probe")[0]) >= {
+        "dry_run_took_mib",
+        "flash",
+        "triton_works",
+        "release",
+        "outside_at_first_mib",
+    }
     assert of(measured, "probe")[0]["release"]["returned_mib"] > 0
     assert [run["batch"] for run in of(measured, "generate")[0]["runs"].values()] == [8, 48]
     plain = of(measured, "plain")[0]
@@ -207,7 +219,9 @@ def test_cases_without_time_are_named(child, capsys):
 def test_the_planned_card_has_the_size_and_the_traits_of_the_case(monkeypatch):
     monkeypatch.setattr(gpu_cases, "detect_gpu", lambda: replace(KNOWN_GPUS["RTX 4090"], flash=True))
     card, t4 = gpu_cases.planned_card(CASE), gpu_cases.planned_card(replace(CASE, fp16=True))
-    assert card.free_bytes == card.total_bytes == 8 * GIB and card.has_context and card.flash and card.capability == (8, 9)
+    assert (
+        card.free_bytes == card.total_bytes == 8 * GIB and card.has_context and card.flash and card.capability == (8, 9)
+    )
     assert t4.capability == (7, 5) and not t4.flash and t4.free_bytes == 8 * GIB
     with pytest.raises(gpu_cases.Skipped, match=r"24\.0 GiB, not 30"):
         gpu_cases.planned_card(replace(CASE, gib=30))
@@ -282,11 +296,16 @@ def test_what_nobody_measured_is_said_to_be_so():
 def test_the_report_counts_the_last_measurement_of_a_case_and_names_failures(monkeypatch, tmp_path):
     def line(gib, measured=0, **more):
         run = {"predicted_reserved_mib": 1000, "measured_reserved_mib": measured, "seconds_per_step": 0.5}
-        return {"step": "bf16", "kind": "training", "model": "m", "gib": gib, "card": "C", "date": "2026-11-24"} | (
-            {"runs": {"training": run}} if measured else {}) | more  # fmt: skip
+        return (
+            {"step": "bf16", "kind": "training", "model": "m", "gib": gib, "card": "C", "date": "2026-11-24"}
+            | ({"runs": {"training": run}} if measured else {})
+            | more
+        )
 
     record = tmp_path / "measured.jsonl"
-    record.write_text("".join(json.dumps(one) + "\n" for one in [line(8, 2000), line(8, 990), line(12, error="a\nout | of luck")]))
+    record.write_text(
+        "".join(json.dumps(one) + "\n" for one in [line(8, 2000), line(8, 990), line(12, error="a\nout | of luck")])
+    )
     monkeypatch.setattr(gpu_report, "RECORD", record)
     (row,) = [row for row in gpu_report.table(gpu_report.read()).splitlines() if "training in bf16" in row]
     assert "−1.0 % (1 measured); 0.50 s a step; 1 failed: out / of luck" in row and "C, 2026-11-24" in row

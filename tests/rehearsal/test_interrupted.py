@@ -45,22 +45,31 @@ def undisturbed(tiny_model, tmp_path_factory) -> Run:
     """A T4's run to its end."""
     with pytest.MonkeyPatch.context() as patch:
         pretend_card(patch, SCALE)
-        return training.train(**job_on("Tesla T4", "float16", tiny_model, name="undisturbed"), root=tmp_path_factory.mktemp("runs"))
+        return training.train(
+            **job_on("Tesla T4", "float16", tiny_model, name="undisturbed"), root=tmp_path_factory.mktemp("runs")
+        )
 
 
 @pytest.mark.parametrize(
     ("place", "owner", "name", "call"),
-    [("forward", SFTTrainer, "compute_loss", 8), ("backward", torch.Tensor, "backward", 2), ("a later backward", torch.Tensor, "backward", 5)],
-)  # fmt: skip
-def test_running_out_of_memory_under_the_scaler_changes_nothing(tiny_model, tmp_path, monkeypatch, capsys, undisturbed, say, place, owner,
-                                                                name, call):  # fmt: skip
+    [
+        ("forward", SFTTrainer, "compute_loss", 8),
+        ("backward", torch.Tensor, "backward", 2),
+        ("a later backward", torch.Tensor, "backward", 5),
+    ],
+)
+def test_running_out_of_memory_under_the_scaler_changes_nothing(
+    tiny_model, tmp_path, monkeypatch, capsys, undisturbed, say, place, owner, name, call
+):
     job, witness = job_on("Tesla T4", "float16", tiny_model), pretend_card(monkeypatch, SCALE)
     run_out_once(monkeypatch, owner, name, call)
     run = training.train(**job, root=tmp_path)
     assert "Out of memory" in capsys.readouterr().out and run.plan["micro_batch"] == 2
     worst = max(abs(a - b) for a, b in zip(losses_of(run), losses_of(undisturbed), strict=True))
     say(f"out of memory in {place} under the scaler: losses at most {worst:.1e} from the undisturbed run's")
-    assert run.finished and witness.skipped == 0 and worst < 2e-3  # fp16 has 11 bits: sums in another order differ by so much
+    assert (
+        run.finished and witness.skipped == 0 and worst < 2e-3
+    )  # fp16 has 11 bits: sums in another order differ by so much
 
 
 def train_as_a_t4(tiny_model: Path, root: Path) -> None:
@@ -76,7 +85,11 @@ def test_a_kill_under_the_scaler_changes_nothing(tiny_model, tmp_path, monkeypat
     child = multiprocessing.get_context("spawn").Process(target=train_as_a_t4, args=(tiny_model, tmp_path))
     child.start()
     folder, began = tmp_path / "undisturbed", time.monotonic()
-    while child.is_alive() and time.monotonic() - began < 240 and not (folder / "checkpoints/checkpoint-3/manifest.json").exists():
+    while (
+        child.is_alive()
+        and time.monotonic() - began < 240
+        and not (folder / "checkpoints/checkpoint-3/manifest.json").exists()
+    ):
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
@@ -123,5 +136,3 @@ def test_a_checkpoint_of_a_card_without_a_scaler_holds_none(tiny_model, tmp_path
     interrupted(job_on("NVIDIA L4", "bfloat16", tiny_model), tmp_path, monkeypatch, step=3)
     assert not (latest_whole(tmp_path / "tiny") / "scaler.pt").exists()
     assert json.loads((tmp_path / "tiny" / "run.json").read_text())["plan"]["dtype"] == "bfloat16"
-
-

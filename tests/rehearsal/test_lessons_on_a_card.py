@@ -57,18 +57,35 @@ def test_what_the_lessons_import_keeps_the_rules_too(path):
     assert complaints([path.read_text(encoding="utf-8")]) == []
 
 
-LOADED = "import torch\nfrom torch.nn.functional import cross_entropy\nmodel, tokenizer = load_quantized(config, plan)\n"
+LOADED = (
+    "import torch\nfrom torch.nn.functional import cross_entropy\nmodel, tokenizer = load_quantized(config, plan)\n"
+)
 BAD = [
     ("model(input_ids=torch.tensor([[1, 2]]))", "made on the CPU"),
     ("ids = torch.tensor([[1, 2]])\nlogits = model(ids).logits", "made on the CPU"),
     ("x = torch.randn(4, 8)\ny = x @ model.get_submodule('a').weight.T", "made on the CPU"),
-    ("levels = torch.linspace(-1, 1, 16)\nw = model.lm_head.weight.float()\nprint((w - levels).abs().max())", "made on the CPU"),
-    ("def loss(labels):\n    logits = model(input_ids=torch.tensor([1]).to(model.device)).logits\n"
-     "    return cross_entropy(logits.float(), torch.tensor(labels))", "made on the CPU"),
-    ("def error(a, b):\n    return (a - b).norm()\nprint(error(model.lm_head.weight, torch.zeros(4)))", "made on the CPU"),
-    ("lora = attach_lora(model, config)\nbatch = tokenizer.apply_chat_template(talk, return_tensors='pt')\nlora(batch)", "made on the CPU"),
+    (
+        "levels = torch.linspace(-1, 1, 16)\nw = model.lm_head.weight.float()\nprint((w - levels).abs().max())",
+        "made on the CPU",
+    ),
+    (
+        "def loss(labels):\n    logits = model(input_ids=torch.tensor([1]).to(model.device)).logits\n"
+        "    return cross_entropy(logits.float(), torch.tensor(labels))",
+        "made on the CPU",
+    ),
+    (
+        "def error(a, b):\n    return (a - b).norm()\nprint(error(model.lm_head.weight, torch.zeros(4)))",
+        "made on the CPU",
+    ),
+    (
+        "lora = attach_lora(model, config)\nbatch = tokenizer.apply_chat_template(talk, return_tensors='pt')\nlora(batch)",
+        "made on the CPU",
+    ),
     ("with plain_model(folder, plan) as whole:\n    whole(torch.ones(1, 4).long())", "made on the CPU"),
-    ("grads = torch.cat([w.grad.flatten() for w in model.parameters()])\nprint(grads - torch.zeros(3))", "made on the CPU"),
+    (
+        "grads = torch.cat([w.grad.flatten() for w in model.parameters()])\nprint(grads - torch.zeros(3))",
+        "made on the CPU",
+    ),
     ("model.to('cuda')", "device by its name"),
     ("x = torch.zeros(3, device='cuda:0')", "device by its name"),
     ("x = torch.zeros(3).cuda()", "device by its name"),
@@ -79,17 +96,31 @@ BAD = [
     ("values = model.lm_head.weight.detach().float().flatten()\nvalues.numpy()", ".float().cpu()"),
     ("model(**batch, labels=labels).loss.backward()", "scaled loss"),
     ("scale = 2\nloss = model(**batch).loss\n(scale * loss).backward()", "scaled loss"),
-    ("def gradient(rows):\n    with mixed_precision(lora) as scale:\n        loss = summed(rows)\n    loss.backward()", "scaled loss"),
+    (
+        "def gradient(rows):\n    with mixed_precision(lora) as scale:\n        loss = summed(rows)\n    loss.backward()",
+        "scaled loss",
+    ),
     ("import time\nbegan = time.perf_counter()\nmodel(**batch)\nprint(time.perf_counter() - began)", "a clock"),
     ("layer = model.get_submodule('a')\ndel model\nfree_memory()", "layer keeps"),
-    ("layers = [(name, module) for name, module in model.named_modules()]\nkept = dict(layers)\ndel model, kept\nfree_memory()", "layers keeps"),
+    (
+        "layers = [(name, module) for name, module in model.named_modules()]\nkept = dict(layers)\ndel model, kept\nfree_memory()",
+        "layers keeps",
+    ),
     ("weight = model.lm_head.weight.detach()\ndel model\nfree_memory()", "weight keeps"),
-    ("for name, layer in {n: m for n, m in model.named_modules()}.items():\n    matrix = layer.weight.data\ndel model, layer, name\nfree_memory()",
-     "matrix keeps"),
-    ("weights = [w for w in model.parameters()]\noptimizer = torch.optim.AdamW(weights)\nrelease_last_model()", "optimizer keeps"),
-    ("optimizer = torch.optim.AdamW(model.parameters())\nvalues = [v for s in optimizer.state.values() for v in s.values()]\noptimizer = None\n"
-     "release_last_model()", "values keeps"),
-]  # fmt: skip
+    (
+        "for name, layer in {n: m for n, m in model.named_modules()}.items():\n    matrix = layer.weight.data\ndel model, layer, name\nfree_memory()",
+        "matrix keeps",
+    ),
+    (
+        "weights = [w for w in model.parameters()]\noptimizer = torch.optim.AdamW(weights)\nrelease_last_model()",
+        "optimizer keeps",
+    ),
+    (
+        "optimizer = torch.optim.AdamW(model.parameters())\nvalues = [v for s in optimizer.state.values() for v in s.values()]\noptimizer = None\n"
+        "release_last_model()",
+        "values keeps",
+    ),
+]
 GOOD = [
     "model(input_ids=torch.tensor([[1, 2]], device=model.device))",
     "ids = torch.tensor([[1, 2]])\nlogits = model(ids.to(model.device)).logits",
@@ -118,8 +149,10 @@ def test_no_rule_finds_what_is_right(code):
 
 
 def test_the_names_that_lesson_01_once_left_behind_are_found():
-    cells = [source.replace("del model, layer, layers, matrix, weight", "del model, layer, layers, matrix") for source in
-             sources(ROOT / "notebooks" / "01_load_quantized_model.ipynb")]  # fmt: skip
+    cells = [
+        source.replace("del model, layer, layers, matrix, weight", "del model, layer, layers, matrix")
+        for source in sources(ROOT / "notebooks" / "01_load_quantized_model.ipynb")
+    ]
     assert [words.split()[0] for words in complaints(cells)] == ["weight"]
 
 
@@ -154,7 +187,9 @@ def rounded_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("rounded") / "model"
     shutil.copytree(tiny_model, folder)
     weights = load_file(folder / "model.safetensors")
-    rounded = {name: (tensor.bfloat16().float() * (tensor.abs() > 1e-4)).contiguous() for name, tensor in weights.items()}
+    rounded = {
+        name: (tensor.bfloat16().float() * (tensor.abs() > 1e-4)).contiguous() for name, tensor in weights.items()
+    }
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -169,15 +204,25 @@ def in_dtype(job, rounded_model, monkeypatch):
 
     # answers of very different lengths, so that a mean of means is another gradient
     rows = [
-        {"instruction": f"Say {n}.", "output": "Yes." if n % 2 else "No, not today, and not tomorrow either."} for n in range(8)
+        {"instruction": f"Say {n}.", "output": "Yes." if n % 2 else "No, not today, and not tomorrow either."}
+        for n in range(8)
     ]
     letters = Dataset.from_list([to_messages(row) for row in rows])
 
     def prepare(stem: str, dtype: str, **names: Any) -> Lesson:
         plan = replace(job["plan"], dtype=dtype, model=str(rounded_model))
         model, tokenizer = load_quantized(job["config"], plan)
-        shared = {"config": job["config"], "plan": plan, "gpu": plan.gpu, "model": model, "tokenizer": tokenizer,
-                  "training": letters, "validation": letters, "Path": Path, "torch": torch}  # fmt: skip
+        shared = {
+            "config": job["config"],
+            "plan": plan,
+            "gpu": plan.gpu,
+            "model": model,
+            "tokenizer": tokenizer,
+            "training": letters,
+            "validation": letters,
+            "Path": Path,
+            "torch": torch,
+        }
         return Lesson(stem, **shared | names)
 
     yield prepare
@@ -265,7 +310,9 @@ def printed(text: str, words: str) -> float:
 
 def lesson_02(in_dtype, dtype: str) -> tuple[Lesson, str]:
     lesson = in_dtype("02_attach_lora", dtype, load_quantized=load_quantized, RANKS=(1, 4), STEPS=3, BATCH=2)
-    said = lesson.run("shapes_chart(outputs", "def logits_of", "lora = LoraConfig(", '(("A", A)', "after = logits_of(model)")
+    said = lesson.run(
+        "shapes_chart(outputs", "def logits_of", "lora = LoraConfig(", '(("A", A)', "after = logits_of(model)"
+    )
     lesson["model"].zero_grad = lambda: None  # the cell would clear what the test compares
     said += lesson.run("(scale * loss).backward()")
     lesson.names["gradient"] = lesson["B"].grad.clone() / lesson["scale"]
@@ -280,7 +327,11 @@ def test_lesson_02_begins_at_the_same_model_and_finds_the_same_gradient(in_dtype
         by_hand = printed(lesson.run("by_hand = "), "differ by at most")
         off, norm = away(lesson["gradient"], exact), printed(said, "gradient of B:")
         say(f"lesson 02, {dtype}: gradient {off:.5f} from fp32, by hand and by PEFT {by_hand}")
-        assert "equal, bit for bit: True" in said and "gradient of W: None" in said and printed(said, "gradient of A:") == 0
+        assert (
+            "equal, bit for bit: True" in said
+            and "gradient of W: None" in said
+            and printed(said, "gradient of A:") == 0
+        )
         assert off <= GRADIENT[dtype] and norm == pytest.approx(exact.norm().item(), rel=0.02, abs=1e-6)
         assert by_hand <= 2 * torch.finfo(getattr(torch, dtype)).eps
 
@@ -296,9 +347,16 @@ def test_lesson_02_trains_and_merges_alike_in_every_format(in_dtype, tmp_path, m
         said = lesson.run("base, tokenizer = load_quantized(replace(config", "merged = model.merge_and_unload()")
         runs = lesson["runs"]
         exact = exact or runs
-        losses = [abs(one - other) for rank, run in runs.items() for one, other in zip(run.training, exact[rank].training)]
-        merged, trained = printed(said, "adapter and merged differ by at most"), printed(said, "without training differ by at most")
-        say(f"lesson 02, {dtype}: losses at most {max(losses):.4f} from fp32; merged differs by {merged}, training by {trained}")
+        losses = [
+            abs(one - other) for rank, run in runs.items() for one, other in zip(run.training, exact[rank].training)
+        ]
+        merged, trained = (
+            printed(said, "adapter and merged differ by at most"),
+            printed(said, "without training differ by at most"),
+        )
+        say(
+            f"lesson 02, {dtype}: losses at most {max(losses):.4f} from fp32; merged differs by {merged}, training by {trained}"
+        )
         assert max(losses) <= LOSS[dtype] and all(run.after < run.before for run in runs.values())
         assert printed(said, "by hand differ by at most") <= torch.finfo(getattr(torch, dtype)).eps and merged < trained
 
@@ -310,11 +368,23 @@ def test_lesson_01_packs_the_bytes_of_bitsandbytes_in_both_formats(rounded_model
     monkeypatch.setattr("helpers.pictures.picture", lambda *_: None)
     model = AutoModelForCausalLM.from_pretrained(rounded_model, dtype=getattr(torch, dtype))
     lesson = Lesson("01_load_quantized_model", torch=torch, model=model)
-    said = lesson.run("layers = {name: module", "nf4 = get_4bit_type", "scaled = blocks / absmax", "pairs = codes", "other_scales = ",
-                      "for block in (16, 64", "levels_256 = ", "ours_8 = ", "errors = {")  # fmt: skip
+    said = lesson.run(
+        "layers = {name: module",
+        "nf4 = get_4bit_type",
+        "scaled = blocks / absmax",
+        "pairs = codes",
+        "other_scales = ",
+        "for block in (16, 64",
+        "levels_256 = ",
+        "ours_8 = ",
+        "errors = {",
+    )
     for words in ("bytes that differ from ours:", "scales that differ from ours:", "largest difference of a weight:"):
         assert printed(said, words) == 0
-    assert printed(said, "8-bit codes that differ from ours:") <= 1 and len(lesson["errors"]["NF4"]) == len(lesson["layers"]) == 14
+    assert (
+        printed(said, "8-bit codes that differ from ours:") <= 1
+        and len(lesson["errors"]["NF4"]) == len(lesson["layers"]) == 14
+    )
 
 
 @pytest.mark.parametrize("card", ["T4", "RTX 4060", "L4"])
@@ -325,8 +395,15 @@ def test_lesson_04_writes_out_the_settings_that_the_kit_uses_on_a_card(card, mod
     plan = replace(make_plan(config, KNOWN_GPUS[card], exact=False), checkpointing=mode)
     for examples in (584, 100, 1234):
         steps = total_steps(config, examples)
-        lesson = Lesson("04_train", config=config, plan=plan, gpu=plan.gpu, training=range(examples), steps=steps,
-                        warmup=round(config.warmup_ratio * steps))  # fmt: skip
+        lesson = Lesson(
+            "04_train",
+            config=config,
+            plan=plan,
+            gpu=plan.gpu,
+            training=range(examples),
+            steps=steps,
+            warmup=round(config.warmup_ratio * steps),
+        )
         assert "different: none" in lesson.run("arguments = SFTConfig(", "different = {")
     assert plan.dtype == ("float16" if card == "T4" else "bfloat16")
 
@@ -334,16 +411,33 @@ def test_lesson_04_writes_out_the_settings_that_the_kit_uses_on_a_card(card, mod
 def test_lesson_04_asks_the_dry_run_about_its_own_loop(monkeypatch):
     """Padded letters, all logits at once, nothing in host memory; and it prints the card's own figure beside it."""
     asked = []
-    monkeypatch.setattr("helpers.dryrun.dry_run", lambda step: asked.append(step) or SimpleNamespace(live_peak=len(asked) * 2**30))
+    monkeypatch.setattr(
+        "helpers.dryrun.dry_run", lambda step: asked.append(step) or SimpleNamespace(live_peak=len(asked) * 2**30)
+    )
     config = TrainConfig(name="course", model="Qwen2.5-1.5B-Instruct")
     plan = replace(make_plan(config, KNOWN_GPUS["T4"], exact=False), offload=True)
     costs = {mode: SimpleNamespace(seconds=1.0, gpu_peak=3 * 2**20) for mode in ("off", "on")}
     two = [SimpleNamespace(ids=[0] * length) for length in (70, 90)]
-    lesson = Lesson("04_train", config=config, plan=plan, gpu=plan.gpu, model_id=plan.model, two=two, tries=[costs],
-                    seconds={"off": 1.0, "on": 1.5})  # fmt: skip
+    lesson = Lesson(
+        "04_train",
+        config=config,
+        plan=plan,
+        gpu=plan.gpu,
+        model_id=plan.model,
+        two=two,
+        tries=[costs],
+        seconds={"off": 1.0, "on": 1.5},
+    )
     said = lesson.run("longest = ")
     assert "'off': '3 MiB on the card'" in said and "time: quoted +20%, here +50%" in said
     assert [step.checkpointing for step in asked] == ["off", "on"]
     for step in asked:
-        assert (step.micro_batch, step.seq_len, step.masked, step.loss_head, step.offload, step.dtype, step.autocast) == (
-            2, 90, True, "full", False, "float16", True)  # fmt: skip
+        assert (
+            step.micro_batch,
+            step.seq_len,
+            step.masked,
+            step.loss_head,
+            step.offload,
+            step.dtype,
+            step.autocast,
+        ) == (2, 90, True, "full", False, "float16", True)

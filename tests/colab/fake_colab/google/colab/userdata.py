@@ -18,7 +18,9 @@ class NotebookAccessError(errors.Error):
 
 class TimeoutException(errors.Error):
     def __init__(self, key: str) -> None:
-        super().__init__(f"Requesting secret {key} timed out. Secrets can only be fetched when running from the Colab UI.")
+        super().__init__(
+            f"Requesting secret {key} timed out. Secrets can only be fetched when running from the Colab UI."
+        )
 
 
 def get(key: str) -> str:
