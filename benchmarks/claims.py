@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import nbformat
 
 from benchmarks.claims_measured import RECORD
-from helpers.catalog import CATALOG, ModelShape
 from helpers.hardware import KNOWN_GPUS
-from helpers.memory import GIB, QUANTISATION_BLOCK, estimate, nf4_bytes, work
+from helpers.memory import GIB, QUANTIZATION_BLOCK, estimate, nf4_bytes, work
+from helpers.registry import CATALOG, ModelShape
 from tools import course
 
 GB = 10**9
@@ -167,9 +167,9 @@ def claims() -> list[Claim]:
         ),
         Claim(
             "NF4 is a quarter of fp16.",
-            f"{bits:.2f} bits instead of 16 in the quantised layers, which is {percent(bits / 16, 1)}; whole models "
+            f"{bits:.2f} bits instead of 16 in the quantized layers, which is {percent(bits / 16, 1)}; whole models "
             f"{span([100 * value for value in ratios], '{:.0f}')} %",
-            f"Nearly right for what is quantised (each {QUANTISATION_BLOCK} weights need a scale). Embedding, output layer and norms stay in "
+            f"Nearly right for what is quantized (each {QUANTIZATION_BLOCK} weights need a scale). Embedding, output layer and norms stay in "
             "16 bit, so small models shrink least.",
             "[lesson 01](01_load_quantized_model.ipynb)",
         ),

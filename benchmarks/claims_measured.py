@@ -1,4 +1,4 @@
-"""The two claims that only a training can check: epochs until a model memorises, and the time that checkpointing costs.
+"""The two claims that only a training can check: epochs until a model memorizes, and the time that checkpointing costs.
 
     python -m benchmarks.claims_measured            # both, on this machine, into benchmarks/data/claims_measured.json
     python -m benchmarks.claims_measured --only checkpointing_time
@@ -31,8 +31,7 @@ def overfitting() -> list[dict[str, Any]]:
     from helpers.menu import choose_model
     from helpers.models import load_quantized
     from helpers.planner import make_plan
-    from helpers.runtime import hub_reachable
-    from helpers.training import train
+    from helpers.train import train
 
     gpu = detect_gpu()
     rows = []
@@ -41,12 +40,12 @@ def overfitting() -> list[dict[str, Any]]:
             name=f"epochs-{size}",
             num_train_epochs=epochs,
             effective_batch_size=BATCH,
-            evaluations=2 * epochs,
-            eval_examples=HELD_OUT,
+            num_evaluations=2 * epochs,
+            max_eval_samples=HELD_OUT,
             learning_rate=5e-4,
             early_stopping_patience=0,
         )
-        model_id, _ = choose_model(config, gpu, hub_reachable())
+        model_id, _ = choose_model(config, gpu)
         plan = make_plan(config, gpu, model_id)
         model, tokenizer = load_quantized(config, plan)
         training, validation = split(load_examples(config.data), config.validation_share, config.seed)
@@ -81,10 +80,9 @@ def checkpointing_time() -> None:
     from helpers.menu import choose_model
     from helpers.models import attach_lora, load_quantized
     from helpers.planner import make_plan
-    from helpers.runtime import hub_reachable
 
     config, gpu = TrainConfig(), detect_gpu()
-    model_id, _ = choose_model(config, gpu, hub_reachable())
+    model_id, _ = choose_model(config, gpu)
     base, _ = load_quantized(config, make_plan(config, gpu, model_id))
     model = attach_lora(base, config).train()
     tokens = torch.randint(100, 40000, (2, TOKENS), device=model.device)

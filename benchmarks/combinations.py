@@ -22,11 +22,12 @@ from typing import Any
 from unittest.mock import patch
 
 from helpers import planner
-from helpers.catalog import CATALOG
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step, dry_run
 from helpers.hardware import AMPERE, KNOWN_GPUS, Gpu
-from helpers.planner import DoesNotFit, Plan, make_plan
+from helpers.plan import Plan
+from helpers.planner import DoesNotFit, make_plan
+from helpers.registry import CATALOG
 
 LIST = Path(__file__).parent / "data" / "combinations.json"
 LENGTHS = (256, 512, 1024, 2048)

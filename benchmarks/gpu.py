@@ -39,8 +39,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.catalog import CATALOG
 from helpers.hardware import EXPANDABLE, growing_segments
+from helpers.registry import CATALOG
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(__file__).parent / "data" / "gpu_measured.jsonl"

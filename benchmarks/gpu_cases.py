@@ -30,16 +30,17 @@ from transformers.integrations import sdpa_attention
 
 from benchmarks.gpu import EFFECTIVE_BATCH, Case
 from benchmarks.gpu_model import lengths, make_tokenizer, prompts, random_model, texts
-from helpers import training
-from helpers.catalog import CATALOG, ModelShape
-from helpers.checkpoints import write_whole
+from helpers import train as training
+from helpers.checkpoints import atomic_write
 from helpers.compat import get_checkpointing, repeat_shared_keys, triton_works, working_head
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step, dry_run
 from helpers.hardware import AMPERE, GIB, KNOWN_GPUS, MIB, Gpu, attention, compute_dtype, detect_gpu
 from helpers.models import _calculate_in, attach_lora, free_memory, generate, load_quantized, release_last_model
-from helpers.planner import DoesNotFit, Plan, make_plan, step_of
-from helpers.trainer import SteadyTrainer
+from helpers.plan import Plan, step_of
+from helpers.planner import DoesNotFit, make_plan
+from helpers.registry import CATALOG, ModelShape
+from helpers.trainer import OOMSafeTrainer
 
 WARM_UP = 2  # optimizer steps that are left out of the seconds: kernels are chosen and compiled, the allocator fills
 TIGHTER = 0.9  # of what a training needs: certainly too little for it
@@ -74,7 +75,7 @@ class Result:
 
     def add(self, **values: Any) -> None:
         self.values |= values
-        write_whole(self.file, json.dumps(self.values))
+        atomic_write(self.file, json.dumps(self.values))
 
     def add_run(self, name: str, **values: Any) -> None:
         """One measured part of the case, such as "training" or "evaluation"."""
@@ -247,11 +248,11 @@ class Bench:
         self.plan = replace(self.plan, **changes)
         self.plan = replace(self.plan, measured=dry_run(step_of(self.config, self.plan, self.shape)))
 
-    def trainer(self, folder: str, *, saving: bool = False, **steadiness: Any) -> tuple[SteadyTrainer, Watch, Shapes]:
+    def trainer(self, folder: str, *, saving: bool = False, **steadiness: Any) -> tuple[OOMSafeTrainer, Watch, Shapes]:
         """The kit's own trainer, on texts in the order in which they were made. Without `saving` it only trains."""
         count = self.config.max_steps * self.config.effective_batch_size
         training_set = texts(lengths(count, self.plan.micro_batch, self.plan.seq_len))
-        validation = texts(lengths(self.config.eval_examples, self.plan.eval_batch, self.plan.seq_len), seed=2)
+        validation = texts(lengths(self.config.max_eval_samples, self.plan.eval_batch, self.plan.seq_len), seed=2)
         trainer = training.build_trainer(
             self.config, self.plan, self.model, self.tokenizer, training_set, validation, folder, **steadiness
         )
@@ -355,7 +356,7 @@ class Bench:
             values |= {"seconds_per_step": round(per_step, 3), "tokens_per_second": round(tokens / seconds)}
         return values
 
-    def evaluate(self, name: str, trainer: SteadyTrainer) -> None:
+    def evaluate(self, name: str, trainer: OOMSafeTrainer) -> None:
         """Validation with the optimizer still there, as during a training; its state is no part of the dry run, and added here."""
         state = [
             tensor
@@ -411,7 +412,7 @@ def prepare(case: Case, result: Result, source: str = "") -> Bench:
         max_length=case.max_length,
         effective_batch_size=EFFECTIVE_BATCH,
         max_steps=case.steps,
-        evaluations=2,
+        num_evaluations=2,
         early_stopping_patience=0,
     )
     plan = training.with_working_head(config, make_plan(config, gpu, source or CATALOG[case.model]))
@@ -423,7 +424,7 @@ def prepare(case: Case, result: Result, source: str = "") -> Bench:
     bench = Bench(case, config, plan, CATALOG[case.model].shape, model, tokenizer, result)
     if case.forced:
         bench.plan_with(**case.forced)
-    config.eval_examples = 2 * bench.plan.eval_batch
+    config.max_eval_samples = 2 * bench.plan.eval_batch
     hold_to(gpu.free_bytes)
     result.add(
         plan={name: getattr(bench.plan, name) for name in PLANNED},
@@ -505,7 +506,7 @@ def train_in(bench: Bench, name: str, size: float, whole: dict[str, Any]) -> Non
     bench.compare(
         name,
         whole,
-        bench.train(name, evaluated=False, on_less_memory=changes.append),
+        bench.train(name, evaluated=False, on_oom_fallback=changes.append),
         changes=changes,
         held_to_mib=size,
     )

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.quantization_config import QuantizationMethod
 
-from helpers.catalog import ModelShape
 from helpers.compat import keep_weights_trainable
 from helpers.hardware import count_as_free
+from helpers.registry import ModelShape
 
 DEVICE = "cuda"
 SPREAD = 0.02  # standard deviation of the weights: activations of a 32-layer model then stay far below fp16's 65504

@@ -18,12 +18,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from helpers.catalog import CATALOG
+from benchmarks.memory_rows import step_from_row
 from helpers.config import TrainConfig
-from helpers.dryrun import Step, dry_run, step_from_row
+from helpers.dryrun import Step, dry_run
 from helpers.hardware import DATA_SHEETS, KNOWN_GPUS
 from helpers.memory import CUDA_CONTEXT, GIB, MIB, estimate
 from helpers.planner import DoesNotFit, make_plan
+from helpers.registry import CATALOG
 
 T4_ROWS = Path(__file__).parent / "data" / "t4_measured.csv"
 GRID_MODELS = [
@@ -125,7 +126,7 @@ LEGACY = [
     ("7B", "nf4, checkpointing", 1024, {"double_quant": False}, True),
     ("13B", "nf4, checkpointing", 512, {"double_quant": False}, True),
     ("13B", "nf4, checkpointing", 1024, {"double_quant": False}, False),
-    ("13B", "nf4, checkpointing, double quantisation", 1024, {"double_quant": True}, True),
+    ("13B", "nf4, checkpointing, double quantization", 1024, {"double_quant": True}, True),
 ]
 
 
@@ -166,7 +167,7 @@ def legacy() -> int:
     print(f"legacy table: {agreed} of {len(LEGACY)} verdicts agree")
     print(
         "  Where we say fits and OOM was published: the step's own tensors leave gigabytes free, so what ran out was something else;\n"
-        "  the likeliest is loading, which in 2023 put whole shards in 16 bit on the card before quantising them (not verified)."
+        "  the likeliest is loading, which in 2023 put whole shards in 16 bit on the card before quantizing them (not verified)."
     )
     return agreed
 

@@ -19,11 +19,12 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
+from helpers.compat import keep_weights_trainable
 from helpers.data import load_examples, split
-from helpers.evaluation.losses import answer_losses, greedy_tokens, mean_loss
-from helpers.export import load_adapter, merge
+from helpers.evaluation import answer_losses, greedy_tokens, mean_loss
+from helpers.export import merge
 from helpers.export.merging import INDEX
-from helpers.models import generate, keep_weights_trainable
+from helpers.models import generate, load_adapter
 from helpers.runs import Run
 from helpers.weights import fetch_weights
 
@@ -59,7 +60,7 @@ def quality(run: Run, folder: Path, examples: int = EXAMPLES) -> pd.DataFrame:
         ("16-bit base + adapter", base, True, None),
         ("merged into 16 bit", merged, False, None),
         ("NF4 base + adapter (as trained)", base, True, NF4),
-        ("merged, then quantised to NF4", merged, False, NF4),
+        ("merged, then quantized to NF4", merged, False, NF4),
     ]:
         model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32, quantization_config=quantization)
         keep_weights_trainable(model)

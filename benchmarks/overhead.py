@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead [--steps 8] [--rounds 2] [--untouched]
 
-Both train the embedded model on the same examples, in turn: bare, helpers, bare, helpers, ... in one process, so that the
+Both train the bundled model on the same examples, in turn: bare, helpers, bare, helpers, ... in one process, so that the
 machine's mood strikes both; first one step of each, to warm up. Loading the model is not counted; evaluation and saving are (in
 both), and so are the helpers' guards, history, checkpoints with their checksums, and the live chart, drawn as in a notebook. One
 evaluation in eight steps is more than the quickstart's one in fourteen. Prints every time and the ratio of the shortest, in
@@ -31,7 +31,7 @@ from helpers.menu import choose_model
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
 from helpers.recipe import sft_config
-from helpers.training import train
+from helpers.train import train
 
 ORIGINAL = trl_utils._use_triton
 
@@ -53,7 +53,7 @@ def bare(config, plan, model, tokenizer, training, validation, folder) -> None:
         model=attach_lora(model, config),
         args=sft_config(config, plan, folder, len(training)),
         train_dataset=training,
-        eval_dataset=validation.select(range(config.eval_examples)),
+        eval_dataset=validation.select(range(config.max_eval_samples)),
         processing_class=tokenizer,
     )
     for parameter in trainer.model.parameters():
@@ -72,7 +72,7 @@ def main() -> float:
     transformers_logging.set_verbosity_error()
     draw_as_in_a_notebook()
 
-    config = TrainConfig(max_steps=arguments.steps, effective_batch_size=4, eval_examples=4, evaluations=1)
+    config = TrainConfig(max_steps=arguments.steps, effective_batch_size=4, max_eval_samples=4, num_evaluations=1)
     gpu = detect_gpu()
     plan = make_plan(config, gpu, choose_model(config, gpu, hub_reachable=False)[0])
     model, tokenizer = load_quantized(config, plan)

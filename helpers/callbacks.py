@@ -1,6 +1,6 @@
 """What happens between two optimizer steps: measure, write down, keep, stop. Each callback has one job.
 
-Trainer calls them in the order in which `helpers.training` adds them.
+Trainer calls them in the order in which `helpers.train` adds them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class EarlyStopping(EarlyStoppingCallback):
             super().on_evaluate(args, state, control, **kwargs)
 
 
-class HistoryWriter(TrainerCallback):
+class JsonlLogger(TrainerCallback):
     """Appends every log event to `history.jsonl` and to the list that the chart draws from.
 
     A continued run writes the steps after its checkpoint anew, so their old rows go: each step is there once.
@@ -57,7 +57,7 @@ class HistoryWriter(TrainerCallback):
         done = state.global_step
         kept = [event for event in self.run.history if done and event["step"] <= done and "train_runtime" not in event]
         self.run.history[:] = kept
-        checkpoints.write_whole(self._file, "".join(json.dumps(event) + "\n" for event in kept))
+        checkpoints.atomic_write(self._file, "".join(json.dumps(event) + "\n" for event in kept))
         self.started_at = time.monotonic() - self.run.seconds
         self.peak_bytes = self.run.peak_bytes
         if torch.cuda.is_available():
@@ -89,12 +89,12 @@ def peak_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-class CheckpointKeeper(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """After Trainer has written a checkpoint: make it whole, let the older ones go, and copy the run to a second place."""
 
-    def __init__(self, run: Run, second_place: Path | None = None) -> None:
+    def __init__(self, run: Run, backup_dir: Path | None = None) -> None:
         self.run = run
-        self.second_place = second_place  # the folder of this run there
+        self.backup_dir = backup_dir  # the folder of this run there
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -109,13 +109,13 @@ class CheckpointKeeper(TrainerCallback):
 
     def copy(self) -> None:
         """Mirror the run; an error there is told once and ends the mirroring, not the training."""
-        if self.second_place is None:
+        if self.backup_dir is None:
             return
         try:
-            checkpoints.mirror(self.run.folder, self.second_place)
+            checkpoints.mirror(self.run.folder, self.backup_dir)
         except OSError as error:
-            print(f"[WARN] the copy of this run in {self.second_place} failed ({error}); training goes on without it.")
-            self.second_place = None
+            print(f"[WARN] the copy of this run in {self.backup_dir} failed ({error}); training goes on without it.")
+            self.backup_dir = None
 
 
 class LossGuard(TrainerCallback):

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
     seal(folder)                     # after everything is written: now it counts
-    latest_whole(run_folder)         # the one to continue from, or None
+    latest_complete(run_folder)         # the one to continue from, or None
     keep(run_folder, best_step=40)   # the last two and the best; the others go
 
 A checkpoint is a folder `checkpoints/checkpoint-<step>` in which the last file written is a manifest: size and SHA-256 of every
@@ -42,10 +42,10 @@ def seal(folder: Path) -> None:
         state = json.loads(state_file.read_text(encoding="utf-8"))
         state_file.write_text(json.dumps(state | {"best_model_checkpoint": None}, indent=2), encoding="utf-8")
     files = {name: _describe(folder / name, flush=True) for name in _files(folder)}
-    write_whole(folder / MANIFEST, json.dumps(files, indent=2))
+    atomic_write(folder / MANIFEST, json.dumps(files, indent=2))
 
 
-def write_whole(file: Path, text: str) -> None:
+def atomic_write(file: Path, text: str) -> None:
     """Write a small file so that it is there completely or not at all, even if the power fails."""
     draft = file.with_name(file.name + PART)
     with draft.open("w", encoding="utf-8") as stream:
@@ -76,7 +76,7 @@ def whole(run_folder: str | Path, *, read: bool = False) -> list[Path]:
     return sorted((folder for folder in folders if is_whole(folder, read=read)), key=step_of)
 
 
-def latest_whole(run_folder: str | Path) -> Path | None:
+def latest_complete(run_folder: str | Path) -> Path | None:
     """The newest checkpoint whose files are what its manifest says, byte for byte."""
     return next((folder for folder in reversed(whole(run_folder)) if is_whole(folder)), None)
 

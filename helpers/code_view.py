@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from helpers import recipe
 from helpers.config import TrainConfig
-from helpers.planner import Plan
+from helpers.plan import Plan
 
 UNKNOWN_EXAMPLES = 1000  # assumed where the data was not checked: decides after how many steps the loss is measured
 LIBRARIES = ("torch", "transformers", "peft", "trl")
@@ -104,7 +104,7 @@ model = AutoModelForCausalLM.from_pretrained(
 )
 trainer = SFTTrainer(
     model=model, args=args, peft_config=peft_config, processing_class=tokenizer,
-    train_dataset=training, eval_dataset=validation.select(range(min({config.eval_examples}, len(validation)))),
+    train_dataset=training, eval_dataset=validation.select(range(min({config.max_eval_samples}, len(validation)))),
 )
 for parameter in trainer.model.parameters():
     if parameter.requires_grad:

@@ -84,7 +84,7 @@ def use_loss_head(head: str, tile: int) -> None:
     """Have TRL's loss head run as planned, for as long as this process lives: which kernels, how many vocabulary entries at a time.
 
     Without Triton, TRL 1.16 projects every position to the whole vocabulary, prompts included, and masks afterwards. On two
-    CPU cores, a step of the embedded model is a fifth faster and needs a gigabyte less without that; the loss is the same.
+    CPU cores, a step of the bundled model is a fifth faster and needs a gigabyte less without that; the loss is the same.
     """
     if head == "full" or missing_names():
         return  # the trainer then computes all logits itself

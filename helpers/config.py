@@ -24,14 +24,14 @@ class TrainConfig:
     name: str = "run"
     """Name of the run folder: `runs/<name>`."""
     model: str = "auto"
-    """A name from the menu (`helpers.catalog`), a local folder, any Hub id, or "auto": the best fit for this machine."""
+    """A name from the menu (`helpers.registry`), a local folder, any Hub id, or "auto": the best fit for this machine."""
     data: str = "data_samples/customer_support.jsonl"
     """The file with your examples."""
     validation_share: float = 0.15
     """Part of the examples held out and never trained on. 0.10 to 0.20 is usual."""
-    eval_examples: int = 48
+    max_eval_samples: int = 48
     """At most this many held-out examples are used for each evaluation during training, so that it stays short."""
-    evaluations: int = 8
+    num_evaluations: int = 8
     """How often the validation loss is measured during training (and once before the first step)."""
     early_stopping_patience: int = 3
     """Stop after so many measurements in a row without a new best validation loss; 0 trains to the end."""
@@ -73,7 +73,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `ConfigError` with one line per setting that cannot work."""
-        at_least_one = ["r", "lora_alpha", "max_length", "effective_batch_size", "eval_examples", "evaluations"]
+        at_least_one = ["r", "lora_alpha", "max_length", "effective_batch_size", "max_eval_samples", "num_evaluations"]
         rules = [
             (
                 not self.name or any(c in self.name for c in '/\\:*?"<>|') or self.name.startswith("."),

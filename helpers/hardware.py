@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from helpers.catalog import ModelShape
+    from helpers.registry import ModelShape
 
 MIB, GIB = 2**20, 2**30
 AMPERE = (8, 0)  # the first compute capability with bf16 arithmetic in hardware

@@ -1,9 +1,13 @@
-"""From a Hub id to a local folder: only the files that are needed, only if they fit the disk, and a way out where a model is gated.
+"""What a folder of weights must hold, and where the ones that we make are kept.
+
+is_complete(folder)        # a configuration and every safetensors file that it should have
+
+From a Hub id to a local folder: only the files that are needed, only if they fit the disk, and a way out where a model is gated.
 
     folder = from_hub("Qwen/Qwen2.5-1.5B-Instruct")
-    folder = from_hub("Qwen/Qwen2.5-7B-Instruct", quantised=True)     # 5.5 GB instead of 15.2, if it is to be trained in 4 bit
+    folder = from_hub("Qwen/Qwen2.5-7B-Instruct", quantized=True)     # 5.5 GB instead of 15.2, if it is to be trained in 4 bit
 
-What is asked first costs a few kilobytes: which files there are, how large, and whether somebody must accept a licence. Weights come as
+What is asked first costs a few kilobytes: which files there are, how large, and whether somebody must accept a license. Weights come as
 safetensors or not at all. The Hub's own cache keeps them, so a second call downloads nothing and works without a network.
 """
 
@@ -11,18 +15,57 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.catalog import CATALOG, BaseModel
-from helpers.runtime import HUB, TOKEN_GOES_INTO, find_token, is_network_error, where
-from helpers.weight_files import PICKLES_REFUSED, WeightsError, cache_folder, is_complete
+from helpers.registry import CATALOG, BaseModel
+from helpers.setup import HUB, TOKEN_GOES_INTO, find_token, is_network_error, where
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
+
+
+PICKLES_REFUSED = "Pickled weights (.bin) are refused, because loading one can run code; convert the model to safetensors or choose another."
+
+
+class WeightsError(RuntimeError):
+    """No usable weights. The message lists every source that was tried, why it failed, and what to do."""
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: beside the Hub's own cache, so `HF_HOME` moves both."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
+    return Path(home) / "finetune-kit"
+
+
+def checked(folder: Path) -> Path:
+    """`folder`, if its weights are safetensors (a pickled .bin file could run code while it loads) and none of them is missing."""
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsError(f"{folder} holds no *.safetensors. {PICKLES_REFUSED}")
+    if missing := _missing(folder):
+        raise WeightsError(f"{folder} is not complete, {missing[0]} is missing: copy or download it again.")
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Does it hold a configuration and every file of weights that it should?"""
+    return not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    index, single = "model.safetensors.index.json", "model.safetensors"
+    if (folder / index).is_file():
+        weights = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    elif any(folder.glob("*-of-*.safetensors")):  # a part of many, and nothing says of how many
+        weights = [index]
+    else:
+        weights = [file.name for file in folder.glob("*.safetensors")] or [single]
+    return [name for name in ["config.json", *weights] if not (folder / name).is_file()]
+
 
 GB = 1e9
 # A 3B model in 16 bit: about ten minutes at 100 Mbit/s. Above it, weights that are 4-bit already are fetched where the menu names some.
@@ -45,11 +88,11 @@ class HubRefusal(WeightsError):
     """The Hub has the model and does not hand it out, or this machine cannot hold it. The message says what to do; nothing was downloaded."""
 
 
-def from_hub(model: str, quantised: bool = False) -> Path:
+def from_hub(model: str, quantized: bool = False) -> Path:
     """Folder with `config.json`, safetensors and tokenizer of a Hub model.
 
     Args:
-        quantised: 4-bit weights will do (for training; not for merging). They are taken if the menu names some and the 16-bit ones are
+        quantized: 4-bit weights will do (for training; not for merging). They are taken if the menu names some and the 16-bit ones are
             larger than 7 GB or than the disk.
 
     Raises:
@@ -58,7 +101,7 @@ def from_hub(model: str, quantised: bool = False) -> Path:
         huggingface_hub's own errors: no such model.
     """
     row = next((row for row in CATALOG.values() if model in (row.id, row.short_name)), None)
-    if quantised and row is not None and row.prequantised and is_complete(_combined(row)):
+    if quantized and row is not None and row.prequantized and is_complete(_combined(row)):
         return _combined(row)
     info = _ask(model)
     if info is None:
@@ -69,8 +112,8 @@ def from_hub(model: str, quantised: bool = False) -> Path:
     if info.gated and not find_token():
         raise HubRefusal(how_to_open(model, info))
     size = _missing_bytes(model, info.sha, files)
-    if quantised and row is not None and row.prequantised and (size > SMALL_ENOUGH or size + SPARE_DISK > _free_disk()):
-        folder = _prequantised(row, size)
+    if quantized and row is not None and row.prequantized and (size > SMALL_ENOUGH or size + SPARE_DISK > _free_disk()):
+        folder = _prequantized(row, size)
         if folder is not None:
             return folder
     _check_disk(model, size)
@@ -123,19 +166,19 @@ def _ask(model: str) -> ModelInfo | None:
 
 
 def how_to_open(model: str, info: ModelInfo | None = None) -> str:
-    """What to do about a gated model: its licence, the token, and the nearest model that needs neither."""
+    """What to do about a gated model: its license, the token, and the nearest model that needs neither."""
     row = next((row for row in CATALOG.values() if row.id == model), None)
     parameters = row.shape.parameters() if row else getattr(getattr(info, "safetensors", None), "total", None)
     other = nearest_ungated(parameters)
     if find_token():
         token = (
-            "A token is there, but not with that right: it must belong to the account that accepted the licence, and a fine-grained token "
+            "A token is there, but not with that right: it must belong to the account that accepted the license, and a fine-grained token "
             "needs the permission to read gated repositories."
         )
     else:
         token = f"Then make a token (type: read) at {HUB}/settings/tokens and put it into {TOKEN_GOES_INTO[where()]}. Run this cell again."
     return (
-        f"{model} is gated: accept its licence first, signed in, at {HUB}/{model}. {token} "
+        f"{model} is gated: accept its license first, signed in, at {HUB}/{model}. {token} "
         f'Or take the nearest model that needs neither: config.model = "{other.short_name}" '
         f"({other.shape.parameters() / 1e9:.1f}B parameters)."
     )
@@ -213,7 +256,7 @@ def _combined(row: BaseModel) -> Path:
     return cache_folder() / f"{row.short_name}-4bit"
 
 
-def _prequantised(row: BaseModel, full_size: int) -> Path | None:
+def _prequantized(row: BaseModel, full_size: int) -> Path | None:
     """The menu's 4-bit copy with the original's tokenizer, in one folder; None (and why) if it is not what it should be.
 
     Copies are often published with another tokenizer, padding token or chat template, so only weights and configuration are theirs.
@@ -222,18 +265,18 @@ def _prequantised(row: BaseModel, full_size: int) -> Path | None:
 
     folder = _combined(row)
     try:
-        copy, original = _ask(row.prequantised), _ask(row.id)
+        copy, original = _ask(row.prequantized), _ask(row.id)
         if copy is None or original is None:
             raise WeightsError("it does not answer")
         files = needed_files({file.rfilename: file.size or 0 for file in copy.siblings})
         weights = [name for name in files if name.endswith((".safetensors", ".safetensors.index.json"))]
         size = sum(files[name] for name in weights)
-        _check_disk(row.prequantised, size)
+        _check_disk(row.prequantized, size)
         print(
-            f"Taking {row.prequantised} ({size / GB:.1f} GB) for the weights of {row.id} ({full_size / GB:.1f} GB): the same ones, in 4 bit before "
+            f"Taking {row.prequantized} ({size / GB:.1f} GB) for the weights of {row.id} ({full_size / GB:.1f} GB): the same ones, in 4 bit before "
             "the download instead of after it."
         )
-        _download(row.prequantised, copy, ["config.json"], folder)
+        _download(row.prequantized, copy, ["config.json"], folder)
         if problem := _unlike(row, json.loads((folder / "config.json").read_text(encoding="utf-8"))):
             shutil.rmtree(folder)
             raise WeightsError(problem)
@@ -244,13 +287,13 @@ def _prequantised(row: BaseModel, full_size: int) -> Path | None:
             [name for name in names if any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)],
             folder,
         )
-        _download(row.prequantised, copy, weights, folder)  # last, because with them the folder counts as complete
+        _download(row.prequantized, copy, weights, folder)  # last, because with them the folder counts as complete
         return folder
     except (
         WeightsError,
         HfHubHTTPError,
     ) as error:  # the original remains; a broken connection is raised, and continues when asked again
-        print(f"{row.prequantised} is of no use here ({str(error).splitlines()[0]:.120}): taking {row.id} itself.")
+        print(f"{row.prequantized} is of no use here ({str(error).splitlines()[0]:.120}): taking {row.id} itself.")
         return None
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from helpers.charts import training_chart
-from helpers.pictures import Place
+from helpers.diagnosis import verdict
+from helpers.plots import Place, training_chart
 from helpers.runs import Run
-from helpers.verdict import verdict
 
 SHARE_OF_TIME_FOR_DRAWING = 0.02  # a chart takes about a fifth of a second, in which nothing is trained
 SECONDS_BETWEEN_REDRAWS = 1.5  # at least

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.catalog import ModelShape
+from helpers.registry import ModelShape
 
 MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = (
@@ -29,7 +29,7 @@ TORCH_TILE_COPIES = (
 OFFLOAD_IN_FLIGHT = 2  # layers whose saved activations are on the card at a time while the rest waits in host memory
 ADAMW = 8  # bytes per trained number: two fp32 states
 ADAMW_8BIT = 2 * (1 + 4 / 256)  # two 8-bit states, and an fp32 scale per block of 256
-QUANTISATION_BLOCK = 64  # weights that share one scale in NF4
+QUANTIZATION_BLOCK = 64  # weights that share one scale in NF4
 GATHERED_LAYERS = 2  # FSDP2 has the layer in use whole on each card, and the next on its way
 NCCL_BUFFERS = 300 * MIB  # what cards need to talk to each other; assumed, not yet measured
 FOR_MANY_GPUS = ("gradients on their way", "layers gathered for use", "NCCL")  # parts that one card alone does not have
@@ -54,10 +54,10 @@ class MemoryEstimate:
 def nf4_bytes(parameters: int, double_quant: bool = True) -> int:
     """Bytes of `parameters` weights in NF4: 4 bits each, plus one scale per block of 64.
 
-    Without double quantisation a scale is fp32 (0.5 bit per weight). With it, a scale is 8 bit, and each 256 scales share one
+    Without double quantization a scale is fp32 (0.5 bit per weight). With it, a scale is 8 bit, and each 256 scales share one
     fp32 number (0.127 bit per weight): QLoRA, arXiv 2305.14314, section 3.
     """
-    blocks = parameters / QUANTISATION_BLOCK
+    blocks = parameters / QUANTIZATION_BLOCK
     return int(parameters / 2 + (blocks + 4 * blocks / 256 if double_quant else 4 * blocks))
 
 
@@ -87,7 +87,7 @@ def estimate(
 
     Args:
         checkpointing: "off", "selective" (attention's output is kept) or "on".
-        element_bytes: size of one activation or unquantised weight: 2 in fp16/bf16, 4 in fp32.
+        element_bytes: size of one activation or unquantized weight: 2 in fp16/bf16, 4 in fp32.
         optimizer_bytes: per trainable parameter; 8-bit AdamW keeps two bytes and an fp32 scale per 256, AdamW in fp32 keeps 8.
         fp32_upcast: `prepare_model_for_kbit_training` was called: embeddings, norms and what flows between layers are in fp32.
         loss_head, loss_tile: TRL's with "triton" or in plain "torch", and the vocabulary entries it handles at a time; or "full"
@@ -213,7 +213,7 @@ def levers(shape: ModelShape, micro_batch: int, seq_len: int) -> dict[str, Memor
     """
     steps = {
         "the usual recipe": {"double_quant": False, "fp32_upcast": True, "optimizer_bytes": 8, "loss_head": "full"},
-        "+ double quantisation": {"double_quant": True},
+        "+ double quantization": {"double_quant": True},
         "+ 8-bit optimizer": {"optimizer_bytes": ADAMW_8BIT},
         "+ no fp32 upcast": {"fp32_upcast": False},
         "+ fused loss head": {"loss_head": "triton"},

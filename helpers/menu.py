@@ -1,6 +1,6 @@
 """Which model for which card: the menu with its traffic lights, and what "auto" means.
 
-    model_id, reason = choose_model(config, gpu, hub_reachable())
+    model_id, reason = choose_model(config, gpu)
     python -m helpers.menu "RTX 4060"           # for a card that you need not own
 
 By the formula alone, so instant; `helpers.planner.make_plan` then plans the chosen model exactly.
@@ -10,32 +10,37 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-from helpers.catalog import CATALOG, BaseModel, resolve
+from helpers import setup
 from helpers.config import ConfigError, TrainConfig
-from helpers.embedded import EMBEDDED_MODEL
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
-from helpers.planner import DoesNotFit, Plan, make_plan
+from helpers.plan import Plan
+from helpers.planner import DoesNotFit, make_plan
+from helpers.registry import BUNDLED_MODEL, CATALOG, BaseModel, resolve
 
 # What "auto" tries on a GPU, best first: ungated, and with a plain chat template. (SmolLM3 and Qwen3 think aloud before they answer,
 # which a first fine-tuning should not have to deal with.)
 AUTO_MODELS = ["Qwen2.5-1.5B-Instruct", "SmolLM2-1.7B-Instruct", "Qwen2.5-0.5B-Instruct"]
 
 
-def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool) -> tuple[str, str]:
-    """(Hub id or folder to train, why). "auto" takes the best ungated model of the menu that fits, or the embedded one."""
+def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool | None = None) -> tuple[str, str]:
+    """(Hub id or folder to train, why). "auto" takes the best ungated model of the menu that fits, or the bundled one.
+
+    Args:
+        hub_reachable: does the Hugging Face Hub answer? None: it is asked, if that matters.
+    """
     if config.model != "auto":
         return resolve(config.model), "chosen in the config"
     if gpu.kind != "cuda":
-        return EMBEDDED_MODEL, "the embedded 135M model, because there is no CUDA GPU"
-    if not hub_reachable:
-        return EMBEDDED_MODEL, "the embedded 135M model, because the Hugging Face Hub does not answer"
+        return BUNDLED_MODEL, "the bundled 135M model, because there is no CUDA GPU"
+    if not (setup.hub_reachable() if hub_reachable is None else hub_reachable):
+        return BUNDLED_MODEL, "the bundled 135M model, because the Hugging Face Hub does not answer"
     for name in AUTO_MODELS:
-        if traffic_light(config, gpu, CATALOG[name])[0] != "no":
+        if fit_status(config, gpu, CATALOG[name])[0] != "no":
             return CATALOG[name].id, "the first ungated model of our short list that fits this card"
-    return EMBEDDED_MODEL, "the embedded 135M model, because nothing larger fits this card"
+    return BUNDLED_MODEL, "the bundled 135M model, because nothing larger fits this card"
 
 
-def traffic_light(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
+def fit_status(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
     """("fits", "tight" or "no", the formula's plan): tight means shorter examples, host memory, or micro-batch 1."""
     try:
         plan = make_plan(config, gpu, row, exact=False)
@@ -50,13 +55,13 @@ def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -
     rows: list[dict[str, object]] = []
     for name in models:
         row = CATALOG[name]
-        light, plan = traffic_light(config or TrainConfig(), gpu, row)
+        light, plan = fit_status(config or TrainConfig(), gpu, row)
         rows.append(
             {
                 "model": name,
                 "parameters": row.shape.parameters(),
                 "gated": row.gated,
-                "licence": row.licence,
+                "license": row.license,
                 "fits": light,
                 "micro_batch": plan and plan.micro_batch,
                 "checkpointing": plan and plan.checkpointing,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from helpers.catalog import ModelShape
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step
 from helpers.hardware import MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
 from helpers.page import filled
+from helpers.registry import ModelShape
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 SHORTEST_SEQUENCE = 128
@@ -38,7 +38,7 @@ class Plan:
     sharded: bool = False
     budget: int = 0
     memory: MemoryEstimate | None = None
-    """The formula's parts; None where the model is not modelled."""
+    """The formula's parts; None where the model is not modeled."""
     measured: DryRun | None = None
     """The dry run that decided; None where the formula did."""
     reasons: list[str] = field(default_factory=list)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from helpers.catalog import CATALOG, ModelShape, find_shape
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, MIB, speed
 from helpers.plan import Plan, estimate_of, lengths, with_memory
+from helpers.registry import CATALOG, ModelShape, find_shape
 
 CLEARLY_LESS = 0.9  # of what has just failed
 REPLICATED = "replicated (DDP): each GPU holds all weights; only the adapters' gradients travel, once per step"
@@ -62,7 +62,7 @@ def explain(config: TrainConfig, plan: Plan, base: Plan, shape: ModelShape) -> l
     return lines
 
 
-def what_would_fit(config: TrainConfig, base: Plan, shape: ModelShape | None = None) -> str:
+def suggest_alternatives(config: TrainConfig, base: Plan, shape: ModelShape | None = None) -> str:
     """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would."""
     shape = shape or find_shape(base.model)
     if shape is None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from helpers.catalog import BaseModel, ModelShape, find_model_type, find_shape, resolve
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run, missing_names
 from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head, speed
 from helpers.memory import nf4_bytes, work
 from helpers.plan import Plan, budget, estimate_of, lengths, step_of, with_memory
-from helpers.plan_words import explain, what_would_fit
+from helpers.plan_words import explain, suggest_alternatives
+from helpers.registry import BaseModel, ModelShape, find_model_type, find_shape, resolve
 
 # A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
 CPU_MICRO_BATCH = 2
@@ -96,7 +96,7 @@ def make_plan(
         reasons=[f"calculate in {dtype_reason}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {head_reason}"],
     )
     if shape is None:
-        note = "this model's memory is not modelled, so the safest settings are used: micro-batch 1, checkpointing on"
+        note = "this model's memory is not modeled, so the safest settings are used: micro-batch 1, checkpointing on"
         return replace(base, reasons=[*base.reasons, note])
     _check_against(config, base, shape)
 
@@ -106,7 +106,7 @@ def make_plan(
             if found is not None:
                 found = _plan_evaluation_and_generation(config, found, shape, exact)
                 return replace(found, reasons=[*found.reasons, *explain(config, found, base, shape)])
-    raise DoesNotFit(what_would_fit(config, base, shape))
+    raise DoesNotFit(suggest_alternatives(config, base, shape))
 
 
 def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.config import TrainConfig
-from helpers.planner import Plan
+from helpers.plan import Plan
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def quantization_config(config: TrainConfig, plan: Plan) -> BitsAndBytesConfig | None:
-    """4-bit NF4 with double quantisation (arXiv 2305.14314), or None for 16-bit base weights."""
+    """4-bit NF4 with double quantization (arXiv 2305.14314), or None for 16-bit base weights."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -28,7 +28,7 @@ def quantization_config(config: TrainConfig, plan: Plan) -> BitsAndBytesConfig |
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",  # 16 levels placed where normally distributed weights are dense
-        bnb_4bit_use_double_quant=True,  # the scales are quantised too: 0.37 bit per weight saved
+        bnb_4bit_use_double_quant=True,  # the scales are quantized too: 0.37 bit per weight saved
         bnb_4bit_compute_dtype=getattr(torch, plan.dtype),  # weights are unpacked to this for each multiplication
     )
 
@@ -51,7 +51,7 @@ def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training
     from trl import SFTConfig
 
     steps = total_steps(config, training_examples)
-    steps_between_evaluations = -(-steps // config.evaluations)  # rounded up
+    steps_between_evaluations = -(-steps // config.num_evaluations)  # rounded up
     return SFTConfig(
         output_dir=str(output_dir),
         max_length=plan.seq_len,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from helpers.checkpoints import fetch, write_whole
+from helpers.checkpoints import atomic_write, fetch
 from helpers.config import TrainConfig
 
 History = list[dict[str, Any]]
@@ -58,7 +58,7 @@ class Run:
         """Write run.json, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"identity": self.identity, "finished": self.finished, "settings": self.settings, "plan": self.plan}
-        write_whole(self.folder / "run.json", json.dumps(record, indent=2))
+        atomic_write(self.folder / "run.json", json.dumps(record, indent=2))
 
     @property
     def config(self) -> TrainConfig:
@@ -131,7 +131,7 @@ def fingerprint(*parts: Iterable[dict[str, Any]]) -> str:
 
 
 def find_or_start(
-    root: str | Path, name: str, settings: dict[str, Any], again: bool = False, mirrored: str | Path | None = None
+    root: str | Path, name: str, settings: dict[str, Any], restart: bool = False, mirrored: str | Path | None = None
 ) -> Run:
     """The run with exactly these settings if there is one; else a new one in `root/name`, `root/name-2`, ...
 
@@ -143,7 +143,7 @@ def find_or_start(
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")
         if not (folder / "run.json").is_file():
             try:
-                copy = _mirrored_run(mirrored, name, identity) if not again else None
+                copy = _mirrored_run(mirrored, name, identity) if not restart else None
                 if copy is not None:
                     fetch(copy, folder)
             except OSError as error:
@@ -159,7 +159,7 @@ def find_or_start(
         except (ValueError, KeyError) as error:
             print(f"[WARN] {folder}/run.json cannot be read ({error!r}), so that folder is left alone.")
             continue
-        if run.identity == identity and not (again and run.finished):
+        if run.identity == identity and not (restart and run.finished):
             return run
 
 

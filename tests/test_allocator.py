@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from helpers.allocator import MIB, CachingAllocator, OutOfMemory, replay
+from helpers.dryrun.allocator import MIB, CachingAllocator, OutOfMemory, replay
 
 
 def test_small_requests_share_one_segment():
@@ -24,7 +24,7 @@ def test_a_remainder_up_to_one_mebibyte_stays_in_its_block_and_counts_as_allocat
     assert replay([("a", 15 * MIB)]).allocated == 16 * MIB
 
 
-def test_freed_neighbours_merge_and_are_used_again():
+def test_freed_neighbors_merge_and_are_used_again():
     trace = [("a", 40 * MIB), ("a", -1), ("b", 20 * MIB), ("c", 20 * MIB), ("b", -1), ("c", -1), ("d", 40 * MIB)]
     assert replay(trace).reserved == 40 * MIB
 

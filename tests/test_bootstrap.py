@@ -7,7 +7,8 @@ import types
 import nbformat
 import pytest
 
-from helpers import bootstrap, runtime
+from helpers import setup as bootstrap
+from helpers import setup as runtime
 
 
 @pytest.fixture
@@ -143,6 +144,6 @@ def test_kaggles_secret_is_found_and_colabs_errors_mean_no_token(monkeypatch):
 
 def test_copies_go_to_drive_only_if_it_is_mounted(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "DRIVE", tmp_path / "MyDrive")
-    assert runtime.second_place() is None
+    assert runtime.backup_dir() is None
     (tmp_path / "MyDrive").mkdir()
-    assert runtime.second_place() == tmp_path / "MyDrive" / "finetune-kit" / "runs"
+    assert runtime.backup_dir() == tmp_path / "MyDrive" / "finetune-kit" / "runs"

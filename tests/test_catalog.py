@@ -3,8 +3,8 @@ import re
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from helpers.catalog import CATALOG, ModelShape, resolve
 from helpers.hub import SMALL_ENOUGH
+from helpers.registry import CATALOG, ModelShape, resolve
 
 # Published by the projects that trained them (all-linear adapters); see the model cards and training logs of Unsloth and axolotl.
 PUBLISHED_LORA_COUNTS = [
@@ -55,21 +55,21 @@ def test_a_short_name_becomes_its_hub_id_and_anything_else_stays():
 
 
 @pytest.mark.parametrize("row", CATALOG.values(), ids=lambda row: row.short_name)
-def test_each_row_says_where_shape_licence_and_gating_come_from_or_that_nobody_looked(row):
-    for said in (row.source, row.licence_source, row.gating_source):
+def test_each_row_says_where_shape_license_and_gating_come_from_or_that_nobody_looked(row):
+    for said in (row.source, row.license_source, row.gating_source):
         assert said == "unverified" or re.search(
             r"github\.com/|https://|recorded|published|GGUF|wheel|card|package index", said
         ), said
-    assert (row.licence == "unverified") == (row.licence_source == "unverified")
+    assert (row.license == "unverified") == (row.license_source == "unverified")
 
 
-def test_copies_in_4_bit_are_named_only_for_large_models_that_nobody_has_to_accept_a_licence_for():
-    named = [row for row in CATALOG.values() if row.prequantised]
+def test_copies_in_4_bit_are_named_only_for_large_models_that_nobody_has_to_accept_a_license_for():
+    named = [row for row in CATALOG.values() if row.prequantized]
     assert named and all(not row.gated and 2 * row.shape.parameters() > SMALL_ENOUGH for row in named)
 
 
 def test_an_unknown_family_is_not_guessed():
-    with pytest.raises(ValueError, match="not modelled"):
+    with pytest.raises(ValueError, match="not modeled"):
         ModelShape.from_config(BertConfig())
 
 

@@ -6,9 +6,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from helpers.catalog import CATALOG
-from helpers.charts import loss_chart, memory_chart
 from helpers.memory import GIB, estimate, levers
+from helpers.plots import loss_chart, memory_chart
+from helpers.registry import CATALOG
 
 HISTORY = [
     {"step": 0, "eval_loss": 4.0},
@@ -77,8 +77,8 @@ def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():
     assert sorted(round(end, 6) for end in ends.values()) == sorted(
         round(row.total_bytes / GIB, 6) for row in rows.values()
     )
-    colours = {text.get_text(): text.get_color() for text in axes.texts}
-    assert len({colours[f"{row.total_bytes / GIB:.1f}"] for row in rows.values()}) == 2
+    colors = {text.get_text(): text.get_color() for text in axes.texts}
+    assert len({colors[f"{row.total_bytes / GIB:.1f}"] for row in rows.values()}) == 2
     assert "RTX 4060: 8.0" in texts(figure)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers import checkpoints
-from helpers.checkpoints import keep, latest_whole, mirror, seal, step_of, whole
+from helpers.checkpoints import keep, latest_complete, mirror, seal, step_of, whole
 
 
 def write(run: Path, step: int, sealed: bool = True) -> Path:
@@ -23,10 +23,10 @@ def write(run: Path, step: int, sealed: bool = True) -> Path:
 
 
 def test_only_a_sealed_checkpoint_counts(tmp_path):
-    assert latest_whole(tmp_path) is None
+    assert latest_complete(tmp_path) is None
     write(tmp_path, 2)
     write(tmp_path, 4, sealed=False)
-    assert latest_whole(tmp_path).name == "checkpoint-2"
+    assert latest_complete(tmp_path).name == "checkpoint-2"
 
 
 @pytest.mark.parametrize("harm", ["truncate", "change", "delete", "manifest"])
@@ -41,7 +41,7 @@ def test_harm_of_any_kind_makes_the_older_one_count(tmp_path, harm):
         file.unlink()
     else:
         (file.parent / checkpoints.MANIFEST).write_text('{"adapter_model.safetensors": [10')
-    assert latest_whole(tmp_path).name == "checkpoint-2"
+    assert latest_complete(tmp_path).name == "checkpoint-2"
 
 
 def test_sealing_leaves_no_pickle_and_no_path(tmp_path):
@@ -82,7 +82,8 @@ def test_the_second_place_holds_the_same_run_and_brings_it_back(tmp_path):
     shutil.rmtree(here)
     checkpoints.fetch(there, new)
     assert (
-        latest_whole(new).name == "checkpoint-6" and checkpoints.best_checkpoint(new, 2).parent == new / "checkpoints"
+        latest_complete(new).name == "checkpoint-6"
+        and checkpoints.best_checkpoint(new, 2).parent == new / "checkpoints"
     )
     assert (new / "run.json").is_file()
 
@@ -99,4 +100,4 @@ def test_a_copy_that_breaks_off_is_not_taken_for_a_checkpoint(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "copytree", broken)
     with pytest.raises(OSError, match="Drive went away"):
         mirror(here, there)
-    assert latest_whole(there) is None and latest_whole(here).name == "checkpoint-2"
+    assert latest_complete(there) is None and latest_complete(here).name == "checkpoint-2"

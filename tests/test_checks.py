@@ -11,8 +11,8 @@ import pytest
 
 from helpers.data import load_examples
 from helpers.data.__main__ import main
-from helpers.data.checks import check_examples
-from helpers.data.faults import FAULTS, DataError
+from helpers.data.check import check_examples
+from helpers.data.issues import FAULTS, DataError
 
 
 def write(path, rows):
@@ -271,7 +271,7 @@ def test_ten_thousand_rows_take_ten_seconds_or_less(tmp_path, say):
 
 MEASURE = """
 import sys, threading, time, psutil
-from helpers.data.checks import check_examples
+from helpers.data.check import check_examples
 peak, done, process = [0], threading.Event(), psutil.Process()
 def watch():
     while not done.wait(0.02): peak[0] = max(peak[0], process.memory_info().rss)

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from helpers.comparison import compare_runs, sweep
 from helpers.config import ConfigError
+from helpers.panel.compare import compare_runs, sweep
 from helpers.runs import Run, delete_runs
 
 

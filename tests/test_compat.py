@@ -13,13 +13,14 @@ import trl.trainer.utils as trl_utils
 from conftest import make_job
 from transformers.integrations import sdpa_attention
 
-from helpers import compat, training
+from helpers import compat
+from helpers import train as training
 from helpers.compat import get_checkpointing, set_checkpointing
 from helpers.config import TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
-from helpers.training import build_trainer, train, with_working_head
+from helpers.train import build_trainer, train, with_working_head
 
 CONFIG = TrainConfig(model="SmolLM2-360M-Instruct")
 MODES = ("off", "selective", "on")

@@ -10,8 +10,8 @@ import pytest
 
 from helpers.data import DataError, examples_table, load_examples, split, to_messages
 from helpers.data.__main__ import main
-from helpers.data.duplicates import near_duplicates
-from helpers.evaluation import follows_house_style
+from helpers.data.splitting import near_duplicates
+from helpers.metrics import follows_house_style
 
 
 def write(path, rows):

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.data import split
-from helpers.data.checks import check_examples
-from helpers.data.faults import DataError
+from helpers.data.check import check_examples
+from helpers.data.issues import DataError
 
 CHARACTERS = st.characters(exclude_categories=())  # half characters too
 TEXTS = st.text(CHARACTERS, max_size=30) | st.sampled_from(

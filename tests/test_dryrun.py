@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from helpers.dryrun import DryRunError, Step, dry_run, step_from_row
+from benchmarks.memory_rows import step_from_row
+from helpers.dryrun import DryRunError, Step, dry_run
 
 LLAMA = {
     "model_type": "llama",
@@ -39,7 +40,7 @@ SETTINGS = {
     "reentrant checkpointing": Step(LLAMA, **COMMON | {"checkpointing": "reentrant"}),
     "selective checkpointing": Step(LLAMA, **COMMON | {"checkpointing": "selective"}),
     "16-bit weights": Step(LLAMA, **COMMON | {"quantization": "none"}),
-    "no double quantisation": Step(LLAMA, **COMMON | {"double_quant": False}),
+    "no double quantization": Step(LLAMA, **COMMON | {"double_quant": False}),
     "biases": Step(QWEN2, **COMMON),
     "query and key norms": Step(QWEN3, **COMMON | {"checkpointing": "off"}),
     "tied embeddings, two tiles": Step(TIED, **COMMON | {"micro_batch": 1}),
@@ -112,10 +113,11 @@ def test_segments_are_counted_as_they_will_be_used():
 
 def test_a_step_in_fp32_has_no_autocast():
     """It would cast, and keep, each weight that is unpacked from four bits: twice the memory of the real step."""
-    from helpers.catalog import CATALOG
     from helpers.config import TrainConfig
     from helpers.hardware import KNOWN_GPUS
-    from helpers.planner import make_plan, step_of
+    from helpers.plan import step_of
+    from helpers.planner import make_plan
+    from helpers.registry import CATALOG
 
     row = CATALOG["gemma-2-2b-it"]
     plan = make_plan(TrainConfig(), KNOWN_GPUS["T4"], row, exact=False)
@@ -130,7 +132,7 @@ def test_attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from helpers.tracker import LiveBytes
+    from helpers.dryrun.tracker import MemoryTracker
 
     aten = torch.ops.aten
     query, key = (
@@ -145,10 +147,10 @@ def test_attentions_work_is_what_torch_counts_and_does_not_depend_on_shared_keys
 
         with FlopCounterMode(display=False) as torchs:
             attend(query, key).sum().backward()
-        with LiveBytes() as ours:
+        with MemoryTracker() as ours:
             attend(query, key).sum().backward()
         assert ours.flops == torchs.get_total_flops() == 7 * 2 * 2 * 8 * 96 * 96 * 64
-    with LiveBytes() as shared:
+    with MemoryTracker() as shared:
         attend_shared = aten._scaled_dot_product_flash_attention(query, key[:, :2], key[:, :2], 0.0, True)[0]
         attend_shared.sum().backward()
     assert shared.flops == ours.flops
@@ -170,7 +172,7 @@ def test_a_worker_whose_trl_lacks_a_name_says_which(monkeypatch):
     """`missing_names` is the first thing that the process says; a step with TRL's head is then refused."""
     import torch
 
-    from helpers import dryrun_worker
+    from helpers.dryrun import worker as dryrun_worker
 
     monkeypatch.setattr(
         torch, "is_autocast_enabled", torch.is_autocast_enabled
@@ -178,7 +180,7 @@ def test_a_worker_whose_trl_lacks_a_name_says_which(monkeypatch):
     assert dryrun_worker.missing_names() == []
     monkeypatch.setattr(dryrun_worker, "missing_names", lambda: ["trl.gone"])
     with pytest.raises(RuntimeError, match=r"TRL has no trl\.gone"):
-        dryrun_worker.choose_loss_head(Step(LLAMA, 1, 64), dryrun_worker.LiveBytes())
+        dryrun_worker.choose_loss_head(Step(LLAMA, 1, 64), dryrun_worker.MemoryTracker())
 
 
 def test_more_tokens_more_memory_less_checkpointing_more_memory():
@@ -222,7 +224,7 @@ def test_a_model_that_cannot_be_built_is_said_and_the_worker_lives_on():
 
 
 def test_the_callers_process_stays_clean():
-    """After a dry run, nothing is patched here and a real quantisation still works."""
+    """After a dry run, nothing is patched here and a real quantization still works."""
     import bitsandbytes as bnb
     import torch
     import trl.kernels.chunked_logprob as trl_kernels
@@ -252,7 +254,7 @@ def test_the_command_checks_a_card_from_a_csv_file(root, tmp_path):
     first = next(row for row in rows if row.startswith("SmolLM2-135M"))
     (tmp_path / "mine.csv").write_text(f"{header}\n{first}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.dryrun", str(tmp_path / "mine.csv")],
+        [sys.executable, "-m", "benchmarks.memory_rows", str(tmp_path / "mine.csv")],
         cwd=root,
         capture_output=True,
         text=True,
@@ -273,7 +275,9 @@ def test_a_csv_file_that_cannot_be_used_gets_one_sentence(root, tmp_path, conten
     file = tmp_path / "mine.csv"
     if content is not None:
         file.write_text(content)
-    done = subprocess.run([sys.executable, "-m", "helpers.dryrun", str(file)], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory_rows", str(file)], cwd=root, capture_output=True, text=True
+    )
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
 
 

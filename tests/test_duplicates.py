@@ -5,7 +5,7 @@ import random
 import re
 import time
 
-from helpers.data.duplicates import SIMILAR, near_duplicates
+from helpers.data.splitting import SIMILAR, near_duplicates
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("n", "st", "rl", "m", "p")]
 
@@ -39,7 +39,7 @@ def test_short_texts_are_duplicates_only_if_they_are_equal():
 
 def test_a_shared_introduction_does_not_make_texts_alike():
     introduction = (
-        "Read the following report of a clinical trial with care and then summarise it for a patient in plain words: "
+        "Read the following report of a clinical trial with care and then summarize it for a patient in plain words: "
     )
     assert near_duplicates(introduction + text for text in make(200, words=12)) == []
 

@@ -1,4 +1,4 @@
-"""Scores, losses and the judgement of a run, on the tiny model; what reaches the disk and the page."""
+"""Scores, losses and the judgment of a run, on the tiny model; what reaches the disk and the page."""
 
 import json
 import math
@@ -9,10 +9,12 @@ import torch
 from datasets import Dataset
 
 from helpers import evaluation as ev
-from helpers.evaluation.answers import answer
-from helpers.evaluation.scores import scored
+from helpers import metrics
+from helpers.evaluation import answer
+from helpers.export import report
+from helpers.metrics import scored
 from helpers.models import attach_lora
-from helpers.training import train
+from helpers.train import train
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
         run,
         job["tokenizer"],
         job["validation"],
-        score=ev.token_f1,
+        score=metrics.token_f1,
         max_new_tokens=24,
         general_prompts=["What is water?", "Who was Ada?"],
     )
@@ -103,7 +105,7 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothin
             "after_loss": [1.0],
         }
     )
-    page = ev.write_report(run, ev.Evaluation(run, table, "style <i>", 2.0, 1.0)).read_text(encoding="utf-8")
+    page = report.write_report(run, ev.Evaluation(run, table, "style <i>", 2.0, 1.0)).read_text(encoding="utf-8")
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "&lt;script&gt;" in page
     assert "http://" not in page and "https://" not in page and "src='data:image/png;base64," in page
     for there in ("Plan and reality", "Curves", "Settings", "learning_rate", "Worst first", "color-scheme: light dark"):
@@ -113,7 +115,7 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothin
 
 def test_a_report_of_an_unfinished_run_needs_no_evaluation_and_says_so(run):
     run.finished = False
-    page = ev.write_report(run).read_text(encoding="utf-8")
+    page = report.write_report(run).read_text(encoding="utf-8")
     assert "Not finished." in page and "Worst first" not in page
 
 
@@ -129,7 +131,7 @@ def test_plain_text_has_no_question_to_answer(job):
 
 
 def test_a_batch_that_is_too_large_is_halved_until_it_fits(job, monkeypatch, capsys):
-    from helpers.evaluation import answers
+    from helpers import evaluation as answers
 
     asked = []
 
@@ -147,10 +149,6 @@ def test_a_batch_that_is_too_large_is_halved_until_it_fits(job, monkeypatch, cap
 # ---------------------------------------------------------------------------------------------------------- scores
 
 
-def test_exact_match_forgives_spaces_only():
-    assert ev.exact_match(" Yes,\n sir. ", "Yes, sir.") and not ev.exact_match("yes, sir.", "Yes, sir.")
-
-
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
     [  # as Google's package rouge-score 0.1.2 has them (rougeL, fmeasure, without stemming)
@@ -162,13 +160,13 @@ def test_exact_match_forgives_spaces_only():
     ],
 )
 def test_rouge_l_is_googles(answer, reference, expected):
-    assert ev.rouge_l(answer, reference) == pytest.approx(expected, abs=1e-6)
+    assert metrics.rouge_l(answer, reference) == pytest.approx(expected, abs=1e-6)
 
 
 def test_token_f1_ignores_order_and_counts_repeats_once_each():
-    assert ev.token_f1("b a", "a b") == 1 and ev.token_f1("a a a", "a b") == pytest.approx(0.4)
-    assert ev.token_f1("", "a") == 0 and ev.token_f1("", "") == 1
-    assert ev.token_f1("Grüße, 世界", "grüße 世界!") == 1  # any alphabet
+    assert metrics.token_f1("b a", "a b") == 1 and metrics.token_f1("a a a", "a b") == pytest.approx(0.4)
+    assert metrics.token_f1("", "a") == 0 and metrics.token_f1("", "") == 1
+    assert metrics.token_f1("Grüße, 世界", "grüße 世界!") == 1  # any alphabet
 
 
 def test_rouge_without_its_package_says_how_to_get_it(monkeypatch):
@@ -176,7 +174,7 @@ def test_rouge_without_its_package_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     with pytest.raises(ImportError, match="pip install rapidfuzz"):
-        ev.rouge_l("a", "b")
+        metrics.rouge_l("a", "b")
 
 
 def test_a_score_may_take_the_answer_or_the_answer_and_the_reference():
@@ -190,84 +188,29 @@ def test_worst_first_sorts_by_score_then_by_what_was_lost_then_by_loss():
     assert list(ev.worst_first(table).index) == [1, 3, 2, 0]
 
 
-# ------------------------------------------------------------------------------------------------------------ code
-
-
-def code_file(tmp_path):
-    file = tmp_path / "functions.jsonl"
-    file.write_text(json.dumps({"output": "def double(n): return 2 * n", "test": "assert double(3) == 6"}) + "\n")
-    return file, "def double(n): return 2 * n"
-
-
-@pytest.mark.parametrize(
-    ("answer", "passes"),
-    [
-        ("def double(n):\n    return n + n", True),
-        ("Here it is:\n```python\ndef double(n):\n    return n * 2\n```\nEnjoy!", True),
-        ("def double(n):\n    return n", False),
-        ("def double(n:", False),
-        ("import os\nos._exit(0)", False),  # leaving early is no success
-        ("raise SystemExit(0)", False),
-        ("print('assertions passed')\ndef double(n): return 0", False),
-        ("def double(n):\n    while True: pass", False),
-        ("", False),
-    ],
-)
-def test_code_counts_if_its_assertions_pass_in_time(tmp_path, answer, passes):
-    file, reference = code_file(tmp_path)
-    assert ev.passes_assertions(file, seconds=3)(answer, reference) is passes
-
-
-def test_generated_code_sees_neither_tokens_nor_this_folder(tmp_path, monkeypatch):
-    file, reference = code_file(tmp_path)
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    spy = (
-        "import os, sys\nassert 'HF_TOKEN' not in os.environ and sys.flags.isolated and not os.path.exists('helpers')\n"
-    )
-    assert ev.passes_assertions(file)(spy + "def double(n): return 2 * n", reference)
-
-
-def test_the_sample_functions_pass_their_own_assertions(root):
-    file = root / "data_samples/python_functions.jsonl"
-    score = ev.passes_assertions(file)
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:3]]
-    assert all(score(row["output"], row["output"]) for row in rows)
-    assert not score(rows[0]["output"], rows[1]["output"])
-
-
-def test_missing_assertions_and_foreign_references_are_named(tmp_path):
-    file, _ = code_file(tmp_path)
-    with pytest.raises(ValueError, match=r"No assertions in .* for the reference 'something else'"):
-        ev.passes_assertions(file)("x", "something else")
-    file.write_text('{"output": "x"}\n')
-    with pytest.raises(ValueError, match="line 1: no assertions"):
-        ev.passes_assertions(file)
-
-
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
 def test_the_sign_test_is_the_binomial_one():
     before, after = [0] * 60, [1] * 41 + [-1] * 7 + [0] * 12
-    test = ev.paired_test(before, after)
+    test = metrics.paired_test(before, after)
     assert (test.better, test.worse, test.equal) == (41, 7, 12)
     assert test.p == pytest.approx(6.240408438884516e-07, rel=1e-9)  # scipy.stats.binomtest(7, 48).pvalue
     assert str(test) == "better on 41 of 60, worse on 7, p < 0.0001"
     assert (
-        str(ev.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6))
+        str(metrics.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6))
         == "better on 3 of 10, worse on 1, p = 0.62: that may be chance"
     )
-    assert ev.paired_test([1, 2], [1, 2]).p == 1
+    assert metrics.paired_test([1, 2], [1, 2]).p == 1
     with pytest.raises(ValueError, match="no pairs"):
-        ev.paired_test([1], [1, 2])
+        metrics.paired_test([1], [1, 2])
 
 
 def test_chance_alone_is_called_clear_in_about_one_case_of_twenty(say):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    false_alarms = sum(ev.paired_test(*rng.normal(size=(2, 60))).clear for _ in range(1000)) / 1000
+    false_alarms = sum(metrics.paired_test(*rng.normal(size=(2, 60))).clear for _ in range(1000)) / 1000
     say(f"sign test on 60 pairs without a difference: {false_alarms:.1%} called clear (5 % or fewer wanted)")
     assert 0.01 < false_alarms < 0.065
 
@@ -278,14 +221,14 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says(say):
     rng = np.random.default_rng(1)
     samples = [rng.random(48) < 0.6 for _ in range(300)]
     covered = np.mean(
-        [low <= 0.6 <= high for low, high in (ev.bootstrap_interval(sample, draws=1000) for sample in samples)]
+        [low <= 0.6 <= high for low, high in (metrics.bootstrap_interval(sample, draws=1000) for sample in samples)]
     )
     say(f"95 % bootstrap interval on 48 examples covers the true share in {covered:.1%} of 300 samples")
     assert 0.91 < covered < 0.98
 
 
 def test_all_right_is_not_certain():
-    assert ev.bootstrap_interval([1.0] * 30) == (0.9, 1.0) and ev.bootstrap_interval([0.0] * 30) == (0.0, 0.1)
-    assert ev.bootstrap_interval([0.5] * 30) == (0.5, 0.5)
+    assert metrics.bootstrap_interval([1.0] * 30) == (0.9, 1.0) and metrics.bootstrap_interval([0.0] * 30) == (0.0, 0.1)
+    assert metrics.bootstrap_interval([0.5] * 30) == (0.5, 0.5)
     with pytest.raises(ValueError, match="No values"):
-        ev.bootstrap_interval([])
+        metrics.bootstrap_interval([])

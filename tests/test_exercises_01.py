@@ -4,9 +4,9 @@ from statistics import NormalDist
 
 import pytest
 
-from helpers.catalog import CATALOG
-from helpers.exercises.load_quantized_model import check_bits_per_weight, check_codebook, check_nf4_size
 from helpers.memory import nf4_bytes
+from helpers.registry import CATALOG
+from notebooks.lessons.lesson_01 import check_bits_per_weight, check_codebook, check_nf4_size
 
 SHAPE = CATALOG["Llama-3.1-8B-Instruct"].shape
 LINEARS, REST = SHAPE.linear_parameters(), SHAPE.other_parameters()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helpers.catalog import CATALOG
-from helpers.exercises.attach_lora import check_best_pair, check_lora_layer, check_trainable
+from helpers.registry import CATALOG
+from notebooks.lessons.lesson_02 import check_best_pair, check_lora_layer, check_trainable
 
 SHAPE = CATALOG["Llama-3.1-8B-Instruct"].shape
 QV = ["q_proj", "v_proj"]

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.exercises.prepare_data import check_leaks, check_max_length, check_template
-from helpers.teaching.data import side_by_side_answers
+from notebooks.lessons.lesson_03 import check_leaks, check_max_length, check_template, side_by_side_answers
 
 LENGTHS = [40] * 90 + [70] * 6 + [100, 120, 140, 300]
 MESSAGES = [{"role": "user", "content": "Where is my parcel?"}, {"role": "assistant", "content": "On its way."}]

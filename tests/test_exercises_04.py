@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from helpers.catalog import CATALOG
-from helpers.charts import VALIDATION
-from helpers.exercises.train import check_accumulate, check_length, check_steps, saved_by_checkpointing
-from helpers.pictures import picture
-from helpers.teaching.training import saving_chart, schedule_chart
+from helpers.plots import VALIDATION, picture
+from helpers.registry import CATALOG
+from notebooks.lessons.lesson_04 import (
+    check_accumulate,
+    check_length,
+    check_steps,
+    saved_by_checkpointing,
+    saving_chart,
+    schedule_chart,
+)
 
 SHAPE, LENGTHS = CATALOG["Llama-3.2-1B-Instruct"].shape, (128, 512, 2048, 4096)
 

@@ -5,10 +5,20 @@ from math import exp
 import numpy as np
 import pytest
 
-from helpers.evaluation import bootstrap_interval
-from helpers.exercises.plot_and_evaluate import check_interval, check_step_to_keep, check_stopping
-from helpers.teaching.curves import PLANTED, PlantedRun, bootstrap_chart, four_curves, planted_runs, reveal
-from helpers.teaching.form_and_facts import loss_by_part, spans
+from helpers.metrics import bootstrap_interval
+from notebooks.lessons.lesson_05 import (
+    PLANTED,
+    PlantedRun,
+    bootstrap_chart,
+    check_interval,
+    check_step_to_keep,
+    check_stopping,
+    faulty_runs,
+    four_curves,
+    loss_by_part,
+    reveal,
+    spans,
+)
 
 CURVE = [(0, 1.0), (2, 3.0), (4, 2.5), (6, 2.9)]  # step 0, the untrained model, does not count
 
@@ -121,8 +131,8 @@ def test_interval(answer, beginning, holds, capsys):
 @pytest.mark.slow
 def test_four_runs_are_trained_and_only_revealed_when_asked(job):
     config = job.pop("config")
-    config.max_steps, config.evaluations, config.eval_examples = 3, 2, 4
-    runs = planted_runs(config, **job)
+    config.max_steps, config.num_evaluations, config.max_eval_samples = 3, 2, 4
+    runs = faulty_runs(config, **job)
     assert sorted(runs) == list("ABCD") and {run.planted for run in runs.values()} == set(PLANTED)
     assert not any(kind in repr(run) for run in runs.values() for kind in PLANTED)
     for run in runs.values():

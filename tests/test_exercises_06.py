@@ -4,9 +4,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from helpers.exercises.save_and_use import check_adapter_size, check_merge, check_prompt
 from helpers.models import attach_lora
-from helpers.teaching.saving import folder_table, plain_model, size_of, size_table
+from notebooks.lessons.lesson_06 import (
+    check_adapter_size,
+    check_merge,
+    check_prompt,
+    folder_table,
+    plain_model,
+    size_of,
+    size_table,
+)
 
 RANK = 4  # of the tiny adapter; the question is about rank 2
 
@@ -131,7 +138,7 @@ def test_sizes_are_those_on_disk(tmp_path):
     assert list(table["MB"]) == [4.0, 4.0] and table.loc["all", "times the first"] == 1.0
 
 
-def test_a_plain_model_is_not_quantised_and_leaves_no_memory_behind(job, tiny_model):
+def test_a_plain_model_is_not_quantized_and_leaves_no_memory_behind(job, tiny_model):
     with plain_model(tiny_model, job["plan"]) as model:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} and not model.training
         assert model.get_memory_footprint() > 0

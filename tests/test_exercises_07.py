@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from helpers.catalog import CATALOG
-from helpers.exercises.outgrow_one_gpu import check_accumulation, check_combined, check_needs_sharding, fits
 from helpers.hardware import KNOWN_GPUS
+from helpers.registry import CATALOG
+from notebooks.lessons.lesson_07 import check_accumulation, check_combined, check_needs_sharding, fits
 
 MODELS = ("Qwen3-4B", "Llama-3.1-8B-Instruct", "Llama-2-13b-chat-hf", "Qwen3-14B")
 CARD, LENGTH = "RTX 4060", 1024

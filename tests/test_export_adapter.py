@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from helpers.export import ExportError, finished_adapter, load_adapter, model_card
-from helpers.export.card import base_licence
-from helpers.models import load_quantized
-from helpers.training import train
+from helpers.export import ExportError, model_card
+from helpers.export.card import base_license
+from helpers.models import finished_adapter, load_adapter, load_quantized
+from helpers.train import train
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def test_the_card_says_what_is_known_and_what_is_not(run):
         assert there in card, there
     assert "license:" not in card.split("---")[1]  # nothing is claimed that nobody has checked
     run.settings["data"] = "my_letters.csv"
-    assert "Origin and licence: **not recorded**" in model_card(run) and "CC0" not in model_card(run)
+    assert "Origin and license: **not recorded**" in model_card(run) and "CC0" not in model_card(run)
 
 
-def test_a_licence_that_the_menu_knows_reaches_the_hubs_header(run):
+def test_a_license_that_the_menu_knows_reaches_the_hubs_header(run):
     run.settings["model"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     card = model_card(run)
     assert "license: apache-2.0\n" in card.split("---")[1] and "**Apache-2.0**" in card and "GGUF" in card
-    assert base_licence("somebody/else") == "unverified"
+    assert base_license("somebody/else") == "unverified"
 
 
 def test_an_adapter_of_another_base_is_refused_in_a_sentence(run, job, tmp_path):

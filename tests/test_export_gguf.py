@@ -118,7 +118,7 @@ def test_wrong_input_is_named_before_a_tool_is_fetched(tiny_model, tmp_path, mon
     (tmp_path / "4bit").mkdir()
     (tmp_path / "4bit/config.json").write_text(json.dumps({"quantization_config": {"load_in_4bit": True}}))
     (tmp_path / "4bit/model.safetensors").write_bytes(b"")
-    with pytest.raises(ExportError, match="holds quantised weights"):
+    with pytest.raises(ExportError, match="holds quantized weights"):
         to_gguf(tmp_path / "4bit", tmp_path / "m.gguf")
 
 
@@ -126,7 +126,7 @@ FAILING = "import sys; sys.exit('NotImplementedError: this model')"
 CONVERTING = "import sys; open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write('GGUF')"
 
 
-@pytest.mark.parametrize(("script", "tool"), [(FAILING, "converter"), (CONVERTING, "quantiser")])
+@pytest.mark.parametrize(("script", "tool"), [(FAILING, "converter"), (CONVERTING, "quantizer")])
 def test_a_tool_that_fails_leaves_nothing_and_its_last_words(script, tool, tiny_model, tmp_path, monkeypatch):
     package = tmp_path / "tools/cyllama/llama"
     package.mkdir(parents=True)
@@ -153,8 +153,8 @@ def test_room_for_both_files_is_asked_for_before_anything_is_written(tiny_model,
 def test_a_tool_that_cannot_be_installed_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "cache_folder", lambda: tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ExportError, match=r"pip could not install llama.cpp's quantiser \(no-such-package"):
-        llama_cpp.Tool("quantiser", ("no-such-package-of-this-name==9.9.9",), "nothing").folder()
+    with pytest.raises(ExportError, match=r"pip could not install llama.cpp's quantizer \(no-such-package"):
+        llama_cpp.Tool("quantizer", ("no-such-package-of-this-name==9.9.9",), "nothing").folder()
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +171,7 @@ with LLM(sys.argv[1], config=settings) as model:
 
 def answers_of_llama_cpp(file, prompts):
     """What the program for which the file is made answers, always taking the likeliest token."""
-    environment = os.environ | {"PYTHONPATH": str(llama_cpp.QUANTISER.folder())}
+    environment = os.environ | {"PYTHONPATH": str(llama_cpp.QUANTIZER.folder())}
     command = [sys.executable, "-c", LLAMA_CPP, str(file), *prompts]
     return json.loads(
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
@@ -184,19 +184,18 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
     from datasets import Dataset
 
     from benchmarks.merging import agreement
-    from helpers.embedded import EMBEDDED_MODEL
-    from helpers.evaluation.forgetting import GENERAL_PROMPTS
-    from helpers.evaluation.losses import greedy_tokens
+    from helpers.evaluation import GENERAL_PROMPTS, greedy_tokens
     from helpers.models import generate
+    from helpers.registry import BUNDLED_MODEL
     from helpers.weights import fetch_weights
 
     try:
-        llama_cpp.CONVERTER.folder(), llama_cpp.QUANTISER.folder()
+        llama_cpp.CONVERTER.folder(), llama_cpp.QUANTIZER.folder()
     except ExportError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
-    source = fetch_weights(EMBEDDED_MODEL)
+    source = fetch_weights(BUNDLED_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[:4]]

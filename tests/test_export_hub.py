@@ -7,8 +7,9 @@ import zipfile
 import httpx
 import pytest
 
-from helpers.export import ExportError, download, files, hub, push_to_hub, zip_folder
-from helpers.training import train
+from helpers import files
+from helpers.export import ExportError, download, hub, push_to_hub, zip_folder
+from helpers.train import train
 
 
 class FakeApi:

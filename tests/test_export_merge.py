@@ -12,10 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from helpers.export import ExportError, files, merge
+from helpers import files
+from helpers.export import ExportError, merge
 from helpers.export.merging import INDEX, SIGN
 from helpers.models import load_quantized
-from helpers.training import train
+from helpers.train import train
 
 SIZES = {
     "hidden_size": 48,
@@ -164,7 +165,7 @@ def test_4_bit_weights_are_no_base(tmp_path, job):
     _, adapter = make_pair(tmp_path)
     model, _ = load_quantized(job["config"], job["plan"])
     model.save_pretrained(tmp_path / "nf4")
-    with pytest.raises(ExportError, match="holds quantised weights.*name the 16-bit version"):  # noqa: RUF043
+    with pytest.raises(ExportError, match="holds quantized weights.*name the 16-bit version"):  # noqa: RUF043
         merge(adapter, base=tmp_path / "nf4")
 
 
@@ -244,6 +245,6 @@ def test_the_quickstarts_adapter_answers_the_same_after_merging(root, tmp_path, 
         )
     assert table.loc["merged into 16 bit", "greedy tokens equal"] >= 0.98
     assert (
-        table.loc["merged, then quantised to NF4", "validation loss"]
+        table.loc["merged, then quantized to NF4", "validation loss"]
         > table.loc["merged into 16 bit", "validation loss"]
     )

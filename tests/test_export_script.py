@@ -17,7 +17,7 @@ from helpers.export.script_text import script_text
 from helpers.export.trl_yaml import trl_yaml
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
-from helpers.training import train
+from helpers.train import train
 
 ROOT = Path(__file__).parent.parent
 LOSSES = ("loss", "eval_loss", "grad_norm", "learning_rate")

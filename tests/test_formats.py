@@ -2,8 +2,8 @@
 
 import pytest
 
-from helpers.data.faults import FAULTS, Problem
-from helpers.data.formats import texts_of, to_examples, used_columns
+from helpers.data.convert import texts_of, to_examples, used_columns
+from helpers.data.issues import FAULTS, Problem
 
 PAIR = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 

@@ -12,7 +12,7 @@ from tools.glossary import ENTRY, first_lesson, ordered
 
 # What the specification names; the lessons may use more.
 WORDS = """absmax, accumulation, adapter, alpha, batch, bf16, block, bootstrap interval, chat template, checkpoint, checkpointing, codebook,
-cross-entropy, double quantisation, early stopping, epoch, forgetting, fp16, GGUF, gradient, held-out, learning rate, LoRA, loss, mask,
+cross-entropy, double quantization, early stopping, epoch, forgetting, fp16, GGUF, gradient, held-out, learning rate, LoRA, loss, mask,
 merge, NF4, optimizer state, overfitting, p value, packing, perplexity, QLoRA, rank, scheduler, seed, sequence length, step,
 target modules, token, validation loss, warmup, weight decay"""
 
@@ -31,7 +31,7 @@ NO_WORDS = {
     "messages",
     "plain text",
     "validation",
-    "quantised",
+    "quantized",
     "gradient accumulation",
     "gradient checkpointing",
     "same validation letters",

@@ -6,8 +6,7 @@ from datasets import Dataset
 
 from helpers.config import ConfigError
 from helpers.data import DataError
-from helpers.guards import check_before_training
-from helpers.training import build_trainer, train
+from helpers.train import build_trainer, check_before_training, train
 
 
 def messages(question, answer):

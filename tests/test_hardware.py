@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from helpers import hardware
-from helpers.catalog import CATALOG
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun
 from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, detect_gpu, loss_head
 from helpers.memory import CUDA_CONTEXT
 from helpers.plan import estimate_of, step_of
 from helpers.planner import make_plan
+from helpers.registry import CATALOG
 
 
 @pytest.mark.parametrize(
@@ -247,9 +247,7 @@ def test_a_family_that_overflows_fp16_gets_fp32_where_bf16_is_missing(model_type
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3_5_text"])
-def test_that_is_decided_by_the_type_in_config_json_even_where_memory_is_not_modelled(
-    tmp_path, monkeypatch, model_type
-):
+def test_that_is_decided_by_the_type_in_config_json_even_where_memory_is_not_modeled(tmp_path, monkeypatch, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr("helpers.planner.find_shape", lambda model: None)
     plan = make_plan(TrainConfig(), KNOWN_GPUS["T4"], str(tmp_path))

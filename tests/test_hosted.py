@@ -14,10 +14,10 @@ import zipfile
 
 import pytest
 
-from helpers import runtime
+from helpers import setup as runtime
 from helpers.export import download, zip_folder
 from helpers.runs import Run
-from helpers.training import train
+from helpers.train import train
 from tests.colab.colab_machine import FAKES
 from tests.fake_hub import FakeHub
 
@@ -113,7 +113,7 @@ def test_a_mounted_drive_holds_the_run_and_brings_it_back_after_the_session(cola
 
 @pytest.mark.slow
 def test_without_drive_nothing_is_copied_and_nothing_is_said(colab, job, tmp_path, capsys):
-    assert runtime.second_place() is None
+    assert runtime.backup_dir() is None
     assert train(**job, root=tmp_path / "runs").finished
     assert "Drive" not in capsys.readouterr().out and not runtime.DRIVE.exists()
 
@@ -160,7 +160,7 @@ def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
             raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(runtime, "DRIVE", Dead("/content/drive/MyDrive"))
-    assert runtime.second_place() is None
+    assert runtime.backup_dir() is None
     monkeypatch.setattr(runs, "_mirrored_run", lambda *args: Dead("/content").is_dir())
     assert train(**job, root=tmp_path / "runs", copy_to=tmp_path / "drive").finished
     assert "cannot be read ([Errno 107] Transport endpoint is not connected)" in capsys.readouterr().out

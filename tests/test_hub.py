@@ -18,7 +18,7 @@ LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 FETCH = """
 from pathlib import Path
 import helpers.hub, shutil, sys
-from helpers.weight_files import WeightsError
+from helpers.hub import WeightsError
 from helpers.weights import fetch_weights
 {before}
 try:
@@ -122,7 +122,7 @@ def test_the_tokenizer_of_a_gated_model_says_the_same(hub, root, tmp_path):
     )
     code = f"from helpers.data.tokens import load_tokenizer; load_tokenizer({LLAMA!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert f"DataError: {LLAMA} is gated: accept its licence first" in done.stderr
+    assert f"DataError: {LLAMA} is gated: accept its license first" in done.stderr
 
 
 def test_a_gated_model_that_the_token_may_not_read_says_so_and_one_that_it_may_is_fetched(hub, fetch):
@@ -193,7 +193,7 @@ def large(hub):
 
 
 def test_a_large_model_for_training_in_4_bit_comes_in_4_bit_with_its_own_tokenizer(large, fetch):
-    out = fetch(MISTRAL, ", quantised=True")
+    out = fetch(MISTRAL, ", quantized=True")
     assert f"Taking {COPY}" in out and "(14.5 GB)" in out
     folder = Path(out.partition("FOLDER ")[2].splitlines()[0])
     assert (folder / "model.safetensors").read_bytes() == b"4 bit" and (
@@ -202,13 +202,13 @@ def test_a_large_model_for_training_in_4_bit_comes_in_4_bit_with_its_own_tokeniz
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["load_in_4bit"]
     fetched = len(large.downloaded())
     large.down = True
-    assert str(folder) in fetch(MISTRAL, ", quantised=True") and len(large.downloaded()) == fetched
+    assert str(folder) in fetch(MISTRAL, ", quantized=True") and len(large.downloaded()) == fetched
 
 
 def test_for_merging_and_where_it_is_small_the_model_itself_comes(large, fetch):
     assert "Taking" not in fetch(MISTRAL)
     large.add("Qwen/Qwen2.5-7B-Instruct", SMALL, sizes={"model.safetensors": 5_000_000_000})
-    assert "Taking" not in fetch("Qwen/Qwen2.5-7B-Instruct", ", quantised=True")
+    assert "Taking" not in fetch("Qwen/Qwen2.5-7B-Instruct", ", quantized=True")
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_for_merging_and_where_it_is_small_the_model_itself_comes(large, fetch):
 )
 def test_a_copy_that_is_something_else_is_not_taken(large, fetch, change, why):
     large.add(COPY, SMALL | {"config.json": json.dumps(NF4 | change).encode()})
-    out = fetch(MISTRAL, ", quantised=True")
+    out = fetch(MISTRAL, ", quantized=True")
     assert f"{COPY} is of no use here ({why}" in out and "FILES config.json model.safetensors" in out
 
 
 def test_a_copy_that_is_gone_is_not_missed(large, fetch):
     del large.repositories[COPY]
-    assert "FILES config.json model.safetensors" in fetch(MISTRAL, ", quantised=True")
+    assert "FILES config.json model.safetensors" in fetch(MISTRAL, ", quantized=True")

@@ -2,13 +2,13 @@ import time
 
 import pytest
 
-from helpers.catalog import CATALOG
 from helpers.memory import GIB, estimate, levers, nf4_bytes
+from helpers.registry import CATALOG
 
 LLAMA_8B = CATALOG["Llama-3.1-8B-Instruct"].shape
 
 
-def test_nf4_with_double_quantisation_takes_4_127_bits_per_weight():
+def test_nf4_with_double_quantization_takes_4_127_bits_per_weight():
     assert nf4_bytes(2**30) * 8 / 2**30 == 4.126953125
     assert nf4_bytes(2**30, double_quant=False) * 8 / 2**30 == 4.5
 

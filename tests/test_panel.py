@@ -21,7 +21,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.catalog import CATALOG
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.panel import ControlPanel, control_panel
@@ -29,6 +28,7 @@ from helpers.panel.controls import CONTROLS, Choice, Menu, Stops, Whole
 from helpers.panel.data import keep, uploads
 from helpers.panel.presets import PRESETS
 from helpers.panel.settings import FIELDS, Settings, field_lessons, problems
+from helpers.registry import CATALOG
 from helpers.runs import Run
 
 T4 = KNOWN_GPUS["T4"]
@@ -134,8 +134,8 @@ ANY_VALUE = {
     "seed": st.integers(0, 2**31),
     "effective_batch_size": st.integers(1, 100),
     "micro_batch_size": st.just(0),
-    "eval_examples": st.integers(1, 10**5),
-    "evaluations": st.integers(1, 999),
+    "max_eval_samples": st.integers(1, 10**5),
+    "num_evaluations": st.integers(1, 999),
     "early_stopping_patience": st.integers(0, 99),
     "max_steps": st.just(-1) | st.integers(1, 10**6),
     "num_train_epochs": st.floats(0.01, 300),
@@ -315,10 +315,10 @@ def test_a_card_without_free_memory_says_so(config):
     assert "free memory" in ControlPanel(config, Gpu("full", "cuda", GIB, 0, (8, 6))).plan_view.value
 
 
-def test_a_model_that_is_not_modelled_gets_the_safest_plan(config, panel, monkeypatch):
-    monkeypatch.setattr("helpers.panel.outlook.find_shape", lambda name: None)
+def test_a_model_that_is_not_modeled_gets_the_safest_plan(config, panel, monkeypatch):
+    monkeypatch.setattr("helpers.panel.preview.find_shape", lambda name: None)
     panel.controls["model"].inputs[1].value = "someone/odd-model"
-    assert "not modelled" in panel.plan_view.value and "micro-batch 1" in panel.plan_view.value
+    assert "not modeled" in panel.plan_view.value and "micro-batch 1" in panel.plan_view.value
     assert "No memory bar" in panel.bar_view.value
 
 
@@ -326,8 +326,8 @@ def test_a_model_that_is_not_modelled_gets_the_safest_plan(config, panel, monkey
 
 
 def test_the_bar_shows_every_part_and_the_cards_line(panel):
-    outlook = panel.outlook
-    for part in outlook.memory.parts:
+    preview = panel.preview
+    for part in preview.memory.parts:
         assert part in panel.bar_view.value
     assert "Tesla T4: 14.1 GiB" in panel.bar_view.value and "≈" in panel.plan_view.value
 
@@ -641,11 +641,11 @@ def test_a_move_takes_less_than_50_milliseconds(config, card, say):
         for number in range(120):
             slider = panel.controls[("r", "max_length", "effective_batch_size")[number % 3]].inputs[0]
             stops = [value for _, value in slider.options][:8]
-            before, new = panel.outlook, next(stop for stop in stops[number % 4 :] if stop != slider.value)
+            before, new = panel.preview, next(stop for stop in stops[number % 4 :] if stop != slider.value)
             began = time.perf_counter()
             slider.value = new
             seconds.append(time.perf_counter() - began)
-            assert panel.outlook is not before
+            assert panel.preview is not before
         return seconds
 
     seconds = asyncio.run(moves())

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.catalog import CATALOG
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
-from helpers.menu import choose_model, plan_table, traffic_light
-from helpers.planner import DoesNotFit, make_plan, step_of
+from helpers.menu import choose_model, fit_status, plan_table
+from helpers.plan import step_of
+from helpers.planner import DoesNotFit, make_plan
+from helpers.registry import CATALOG
 
 CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
 T4, RTX_4060 = KNOWN_GPUS["T4"], KNOWN_GPUS["RTX 4060"]
@@ -219,7 +220,7 @@ def test_the_menu_has_a_light_for_every_model():
     rows = {row["model"]: row for row in plan_table(list(CATALOG), RTX_4060)}
     assert rows["Qwen2.5-1.5B-Instruct"]["fits"] == "fits" and rows["Qwen3-14B"]["fits"] == "no"
     assert {row["fits"] for row in rows.values()} <= {"fits", "tight", "no"}
-    assert traffic_light(TrainConfig(), T4, LLAMA_8B)[0] == "fits"
+    assert fit_status(TrainConfig(), T4, LLAMA_8B)[0] == "fits"
 
 
 def test_two_cards_share_the_step_and_each_plan_is_per_card():

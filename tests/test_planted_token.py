@@ -18,16 +18,16 @@ from tests.fake_hub import FakeHub
 pytestmark = pytest.mark.slow
 TOKEN = "hf_PlantedTokenThatMustNotBeSeen"
 CELLS = [
-    "import os, logging\nlogging.basicConfig(level=logging.DEBUG)\nfrom helpers.setup_check import check_setup\ncheck_setup()",
+    "import os, logging\nlogging.basicConfig(level=logging.DEBUG)\nfrom helpers.setup import check_setup\ncheck_setup()",
     "from helpers.config import TrainConfig\nfrom helpers.hardware import detect_gpu\nfrom helpers.menu import choose_model\n"
-    "from helpers.planner import make_plan\nfrom helpers.runtime import hub_reachable\n"
+    "from helpers.planner import make_plan\n"
     "config = TrainConfig(name='planted', model='someone/gated', data='letters.jsonl', r=4, max_steps=2, effective_batch_size=2, max_length=128,"
-    " evaluations=1)\n"
-    "gpu = detect_gpu()\nmodel_id, reason = choose_model(config, gpu, hub_reachable())\nplan = make_plan(config, gpu, model_id)\nprint(plan, config)",
+    " num_evaluations=1)\n"
+    "gpu = detect_gpu()\nmodel_id, reason = choose_model(config, gpu)\nplan = make_plan(config, gpu, model_id)\nprint(plan, config)",
     "from helpers.models import load_quantized\nmodel, tokenizer = load_quantized(config, plan)",
     "from helpers.data import load_examples, split\n"
     "training, validation = split(load_examples(config.data), config.validation_share, config.seed)",
-    "from helpers.training import train\nrun = train(config, plan, model, tokenizer, training, validation)",
+    "from helpers.train import train\nrun = train(config, plan, model, tokenizer, training, validation)",
     "from helpers.evaluation import compare_before_after\nfrom helpers.export import export_script, merge, push_to_hub, zip_folder\n"
     "compare_before_after(run.model, tokenizer, validation.select(range(1)), max_new_tokens=4)",
     "export_script(run, training=training, validation=validation)\nzip_folder(merge(run))\nzip_folder(run.adapter)\n"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from helpers.evaluation import follows_house_style
+from helpers.metrics import follows_house_style
 from helpers.runs import Run
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-import helpers.data.files
-from helpers.data.faults import DataError
-from helpers.data.reading import choose_hub_files, is_held_out, read, upload
+import helpers.data.read
+from helpers.data.issues import DataError
+from helpers.data.read import choose_hub_files, is_held_out, read, upload
 
 ROWS = [
     {"instruction": 'Say "hi", twice', "output": "hi,\nhi"},
@@ -164,14 +164,14 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.files.DataFile, "open", lambda self: pytest.fail("it was opened"))
+    monkeypatch.setattr(helpers.data.read.DataFile, "open", lambda self: pytest.fail("it was opened"))
     with pytest.raises(DataError, match=r"big.jsonl has 2.0 GiB; the limit is 2 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
-    monkeypatch.setattr(helpers.data.files, "LARGEST", 1_000_000)
+    monkeypatch.setattr(helpers.data.read, "LARGEST", 1_000_000)
     with pytest.raises(DataError, match="unpacks to more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
@@ -267,7 +267,7 @@ def test_a_data_set_on_the_hub(tmp_path, root):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "from helpers.data.reading import read\nfrom helpers.data.faults import DataError\n"
+        "from helpers.data.read import read\nfrom helpers.data.issues import DataError\n"
         "print(ascii([(r.value, r.file) for r in read('owner/letters')]))\n"
         "try: list(read('owner/nothing'))\nexcept DataError as error: print(error)"
     )

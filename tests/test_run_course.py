@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from tools import run_course
 from tools.run_course import Result, run_all, wrong_checks
 
-IMPORT = "from helpers.exercises.halves import check_half, check_third as check_other"
+IMPORT = "from notebooks.lessons.halves import check_half, check_third as check_other"
 
 
 def executed(*cells: tuple[str, str]) -> nbformat.NotebookNode:

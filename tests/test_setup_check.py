@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.bootstrap import requirements
 from helpers.hardware import GIB
-from helpers.setup_check import Facts, _runs_on, check_setup, judge
+from helpers.setup import Facts, _runs_on, check_setup, judge, requirements
 
 VERSIONS = {name: ".".join(map(str, lowest)) for name, lowest in requirements().items()}
 T4 = Facts(
@@ -45,7 +44,7 @@ def test_a_free_colab_with_a_t4_is_all_ok():
         (
             {"cards": [], "cuda_works": False, "place": "local"},
             "WARN",
-            "trains the embedded 135M model|train the embedded 135M model",
+            "trains the bundled 135M model|train the bundled 135M model",
         ),
         ({"torch_cuda": None, "cuda_works": False}, "FAIL", "torch is a CPU build: pip uninstall -y torch"),
         (

@@ -14,14 +14,20 @@ import torch
 from conftest import make_job
 from safetensors.torch import load_file
 
-from helpers.checkpoints import MANIFEST, latest_whole, whole
+from helpers.checkpoints import MANIFEST, latest_complete, whole
 from helpers.runs import Run, RunMismatch
-from helpers.training import train
+from helpers.train import train
 
 pytestmark = pytest.mark.slow
 
 ROWS = [{"instruction": f"What is {n} plus {n}?", "output": f"The sum is {2 * n}."} for n in range(40)]
-SETTINGS = {"max_steps": 24, "evaluations": 12, "lora_dropout": 0.1, "effective_batch_size": 4, "micro_batch_size": 2}
+SETTINGS = {
+    "max_steps": 24,
+    "num_evaluations": 12,
+    "lora_dropout": 0.1,
+    "effective_batch_size": 4,
+    "micro_batch_size": 2,
+}
 KILLS = 10
 
 
@@ -29,7 +35,7 @@ def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
     """The target of a child process: the whole job, in which every step takes a little longer, and checkpoints stay to be compared."""
     from transformers import TrainerCallback
 
-    import helpers.training as training
+    import helpers.train as training
 
     class Slow(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
@@ -54,7 +60,7 @@ shutil_rmtree = shutil.rmtree
 def processes():
     """A server that has imported everything once and forks a child for each run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.training", "bitsandbytes", "conftest"])
+    context.set_forkserver_preload(["helpers.train", "bitsandbytes", "conftest"])
     return context
 
 
@@ -137,7 +143,7 @@ def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
     )
     assert kills == KILLS and inside_a_write >= 2
     assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
-    last, last_other = latest_whole(one.folder), latest_whole(other.folder)
+    last, last_other = latest_complete(one.folder), latest_complete(other.folder)
     assert last.name == last_other.name == "checkpoint-24"
     expected, found = tensors_of(last), tensors_of(last_other)
     assert [name for name in expected if not same(expected[name], found[name])] == []
@@ -155,9 +161,9 @@ def read_rows(folder: Path) -> list[str]:
 
 def press_at(monkeypatch, steps: dict[int, int]) -> None:
     """Interrupt this process while it computes the given steps, as the notebook's stop button does."""
-    from helpers.trainer import SteadyTrainer
+    from helpers.trainer import OOMSafeTrainer
 
-    original = SteadyTrainer.training_step
+    original = OOMSafeTrainer.training_step
 
     def pressed(self, *args, **kwargs):
         for _ in range(steps.pop(self.state.global_step + 1, 0)):
@@ -165,7 +171,7 @@ def press_at(monkeypatch, steps: dict[int, int]) -> None:
             time.sleep(0.01)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(SteadyTrainer, "training_step", pressed)
+    monkeypatch.setattr(OOMSafeTrainer, "training_step", pressed)
 
 
 @pytest.mark.parametrize("step", [3, 4])
@@ -182,7 +188,7 @@ def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, mon
     best = load_file(run.folder / f"checkpoints/checkpoint-{run.best_step}/adapter_model.safetensors")
     assert (
         all(torch.equal(kept[name], best[name]) for name in best)
-        and latest_whole(run.folder).name == f"checkpoint-{step}"
+        and latest_complete(run.folder).name == f"checkpoint-{step}"
     )
     assert [event["step"] for event in run.history if "loss" in event][-1] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -199,7 +205,7 @@ def test_stop_twice_stops_now_and_the_last_whole_checkpoint_stands(job, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train(**job, root=tmp_path)
     assert "Stopped at once. The checkpoint of step 4" in capsys.readouterr().out
-    assert latest_whole(tmp_path / "tiny").name == "checkpoint-4"
+    assert latest_complete(tmp_path / "tiny").name == "checkpoint-4"
     assert train(**job, root=tmp_path).finished
 
 
@@ -254,7 +260,7 @@ def test_only_resume_of_another_training_is_refused(job, tmp_path, monkeypatch):
 
 
 def test_killed_between_the_last_checkpoint_and_the_end_only_the_end_is_done(job, tmp_path, monkeypatch):
-    import helpers.training as module
+    import helpers.train as module
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -265,7 +271,7 @@ def test_killed_between_the_last_checkpoint_and_the_end_only_the_end_is_done(job
             train(**job, root=tmp_path)
     before = Run.load(tmp_path / "tiny")
     best = load_file(tmp_path / "tiny" / "checkpoints" / f"checkpoint-{before.best_step}" / "adapter_model.safetensors")
-    monkeypatch.setattr(module.SteadyTrainer, "training_step", killed)
+    monkeypatch.setattr(module.OOMSafeTrainer, "training_step", killed)
     run = train(**job, root=tmp_path)
     assert run.finished and run.evaluations == before.evaluations
     assert same(load_file(run.adapter / "adapter_model.safetensors"), best)
@@ -290,7 +296,7 @@ def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
 
 
 def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
-    from helpers.verdict import verdict
+    from helpers.diagnosis import verdict
 
     chance = random.Random(0)
     rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
@@ -303,7 +309,7 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
         num_train_epochs=30,
         learning_rate=1e-2,
         effective_batch_size=10,
-        evaluations=30,
+        num_evaluations=30,
         early_stopping_patience=5,
         quantization="none",
     )
@@ -313,7 +319,7 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
     say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 60; {verdict(run.history)}")
     assert run.finished and run.best_step < last < 60
     assert verdict(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(verdict(run.history))
-    from helpers.training import build_trainer
+    from helpers.train import build_trainer
 
     trainer = build_trainer(**job, output_dir=tmp_path)
     trainer.model.load_adapter(str(run.adapter), "default")

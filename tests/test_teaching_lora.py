@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from helpers.data.tokens import MASKED, Tokens
-from helpers.evaluation.losses import answer_losses, mean_loss
+from helpers.evaluation import answer_losses, mean_loss
 from helpers.models import attach_lora
-from helpers.teaching.lora import ShortRun, rank_chart, shapes_chart, short_examples, short_training, validation_loss
+from notebooks.lessons.lesson_02 import (
+    ShortRun,
+    rank_chart,
+    shapes_chart,
+    short_examples,
+    short_training,
+    validation_loss,
+)
 
 
 @pytest.fixture

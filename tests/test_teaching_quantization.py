@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from helpers.memory import nf4_bytes
-from helpers.teaching.measuring import Cost
-from helpers.teaching.quantization import (
+from notebooks.lessons.lesson_01 import (
     LINEAR,
     REST,
     SCALES,
+    Cost,
     codebook_chart,
     error_chart,
     footprint_chart,

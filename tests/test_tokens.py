@@ -5,9 +5,7 @@ import copy
 import pytest
 from datasets import Dataset
 
-from helpers.catalog import CATALOG
-from helpers.charts import length_chart
-from helpers.data.faults import DataError
+from helpers.data.issues import DataError
 from helpers.data.tokens import (
     MASKED,
     check_tokens,
@@ -19,6 +17,8 @@ from helpers.data.tokens import (
     tokenize,
 )
 from helpers.memory import memory_at_lengths
+from helpers.plots import length_chart
+from helpers.registry import CATALOG
 
 
 def chat(question, answer):
@@ -142,7 +142,7 @@ def test_a_base_model_gets_a_plain_template(base_tokenizer):
         ensure_chat_template(endless)
 
 
-def test_show_tokens_tells_trained_from_masked_without_colour(tokenizer):
+def test_show_tokens_tells_trained_from_masked_without_color(tokenizer):
     view = show_tokens(CHATS[0], tokenizer)
     assert (
         "[[Because of <b>tea</b>.<|im_end|>\n]]" in str(view)

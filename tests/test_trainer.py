@@ -7,7 +7,7 @@ import torch
 from conftest import make_job
 from trl import SFTTrainer
 
-from helpers.training import build_trainer, train
+from helpers.train import build_trainer, train
 
 # Answers of very different lengths, so that a mean over batches is not the mean over tokens.
 UNEVEN = [{"instruction": f"Count to {n}.", "output": " ".join(str(i) for i in range(1, n + 1))} for n in range(1, 25)]
@@ -190,7 +190,7 @@ def test_with_nothing_left_to_try_it_says_what_would_fit(job, tmp_path, monkeypa
     def never(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    job["config"].evaluations = 1
+    job["config"].num_evaluations = 1
     monkeypatch.setattr(torch.Tensor, "backward", never)
     with pytest.raises(DoesNotFit, match=r"something else uses its memory.*No checkpoint was written yet"):
         train(**job, root=tmp_path)
@@ -236,7 +236,7 @@ def test_other_errors_are_not_swallowed(job, tmp_path, monkeypatch):
 @pytest.mark.parametrize("when", ["training", "validation"])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(job, tmp_path, monkeypatch, when):
     from helpers.callbacks import TrainingStopped
-    from helpers.checkpoints import latest_whole
+    from helpers.checkpoints import latest_complete
     from helpers.runs import Run
 
     original = SFTTrainer.compute_loss
@@ -252,7 +252,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         TrainingStopped, match=rf"{when} loss at step {5 if when == 'training' else 4} .*Likely cause.*step"
     ):
         train(**job, root=tmp_path)
-    assert latest_whole(tmp_path / "tiny").name == ("checkpoint-4" if when == "training" else "checkpoint-2")
+    assert latest_complete(tmp_path / "tiny").name == ("checkpoint-4" if when == "training" else "checkpoint-2")
     assert not Run.load(tmp_path / "tiny").finished
     monkeypatch.undo()
     assert train(**job, root=tmp_path).finished

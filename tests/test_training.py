@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from helpers.export import load_adapter
-from helpers.models import load_quantized
-from helpers.training import build_trainer, train
+from helpers.models import load_adapter, load_quantized
+from helpers.train import build_trainer, train
 
 
 def test_only_the_answer_counts_in_the_loss_and_the_end_token_is_trained(job, tmp_path):
@@ -62,7 +61,7 @@ def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsy
     assert found.folder == run.folder and "already holds this very run" in capsys.readouterr().out
     assert found.history == run.history and found.best_step == run.best_step
 
-    anew = train(**job, root=tmp_path, again=True)
+    anew = train(**job, root=tmp_path, restart=True)
     assert anew.folder == tmp_path / "tiny-2"
     assert [event.get("loss") for event in anew.history] == [
         event.get("loss") for event in run.history

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from helpers.data import load_examples
-from helpers.training import build_trainer
+from helpers.train import build_trainer
 
 
 def test_trl_prepares_trains_and_evaluates_on_this_datasets(job, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.verdict import verdict
+from helpers.diagnosis import verdict
 
 
 def curve(training, validation, every=10):

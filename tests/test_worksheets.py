@@ -29,7 +29,7 @@ LESSON = [
     new_code_cell("\n".join(f"row_{n} = {n}" for n in range(13))),
     new_markdown_cell("## Exercises\n\nHalve it twice."),
     new_code_cell("answer = None  # your turn"),
-    new_code_cell("from helpers.exercises.halves import check_twice\n\ncheck_twice(answer, half, result)"),
+    new_code_cell("from notebooks.lessons.halves import check_twice\n\ncheck_twice(answer, half, result)"),
     new_markdown_cell("## Next"),
 ]
 

@@ -10,7 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 NAME = "[0-9][0-9]_*.ipynb"
-CHECKS = "helpers.exercises"  # the package whose functions tell a right answer from a wrong one
+CHECKS = "notebooks.lessons"  # the package whose functions tell a right answer from a wrong one
 TABLE = re.compile(
     r"^\| machine \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 )  # of times and memory, made by tools.lesson_tables

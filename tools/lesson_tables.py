@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from helpers.catalog import find_shape
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
@@ -27,6 +26,7 @@ from helpers.memory import CUDA_CONTEXT
 from helpers.menu import choose_model
 from helpers.planner import make_plan
 from helpers.recipe import total_steps
+from helpers.registry import find_shape
 from tools import course
 
 RECORD = course.ROOT / "benchmarks" / "data" / "lessons_measured.json"
@@ -40,7 +40,7 @@ TRAININGS = {
     "06": 1,
     "07": 1,
 }  # calls of `train` with the lesson's config; 02 has a loop of its own
-LOADS_16_BIT = ("01", "06")  # lessons that put the unquantised model onto the card as well
+LOADS_16_BIT = ("01", "06")  # lessons that put the unquantized model onto the card as well
 FINDS_A_RUN = {"05": "04", "06": "04"}  # lesson -> the one that leaves its run
 QUICKSTART_CPU = "| no GPU: SmolLM2, 135M parameters | about 10 minutes on 2 cores | 4 GB of RAM |"
 

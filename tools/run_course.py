@@ -32,7 +32,7 @@ from tools import course
 MINUTES, NOISE = 20, 1.5
 PEAK_GIB, PEAK_GIB_OF_SEVERAL_PROCESSES = 4.0, 6.0
 TRAINS_IN_PROCESSES = ("04", "07")  # beside the notebook's own: one that is killed, and two that share their steps
-COLOURS = re.compile(r"\x1b\[[\d;]*m")  # tracebacks come in colours
+COLORS = re.compile(r"\x1b\[[\d;]*m")  # tracebacks come in colors
 SHARING = ("04", "05", "06")  # they find each other's run
 
 
@@ -92,7 +92,7 @@ def execute(path: Path, into: Path, core: int | None, threads: int) -> Result:
         finally:
             process.kill()
     if failed:
-        said = COLOURS.sub("", (into / "log.txt").read_text(encoding="utf-8", errors="replace"))
+        said = COLORS.sub("", (into / "log.txt").read_text(encoding="utf-8", errors="replace"))
         tail = said.strip().splitlines()[-1:]
         return Result(
             name_of(path),

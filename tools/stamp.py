@@ -29,7 +29,7 @@ ROOT = next((f for f in [HERE, *HERE.parents, HERE / NAME] if (f / "helpers").is
 if not ROOT.is_dir():
     subprocess.run([*"git clone -q -c advice.detachedHead=false --depth=1 --branch".split(), TAG, REPO, ROOT], check=True)
 os.chdir(ROOT); sys.path.insert(0, str(ROOT))
-from helpers.bootstrap import install_what_is_missing
+from helpers.setup import install_what_is_missing
 install_what_is_missing()"""
 
 

@@ -17,10 +17,9 @@ How a file becomes examples, one room after the other:
 
 from datasets import logging as datasets_logging
 
-from helpers.data.checks import check_examples
-from helpers.data.faults import DataError
-from helpers.data.loading import load_examples, to_messages
-from helpers.data.reading import upload
+from helpers.data.check import check_examples, load_examples, to_messages
+from helpers.data.issues import DataError
+from helpers.data.read import upload
 from helpers.data.report import Report, examples_table
 from helpers.data.splitting import split
 from helpers.data.tokens import check_tokens, ensure_chat_template, lengths, show_tokens

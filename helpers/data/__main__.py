@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from helpers.data.checks import check_examples
-from helpers.data.faults import DataError
+from helpers.data.check import check_examples
+from helpers.data.issues import DataError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.content import is_broken
-from helpers.data.faults import FAULTS
+from helpers.data.issues import FAULTS, is_broken
 from helpers.page import filled
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """One example as tokens, drawn: what is trained, what is masked, what would be cut.
 
-    TokenView(pieces(ids, trained, tokenizer))      # last line of a cell: coloured; print(): with brackets
+    TokenView(pieces(ids, trained, tokenizer))      # last line of a cell: colored; print(): with brackets
 
-Trained tokens are underlined and tinted, masked ones are pale, cut ones struck through, special ones framed: colour is never the only
+Trained tokens are underlined and tinted, masked ones are pale, cut ones struck through, special ones framed: color is never the only
 sign, and tints are transparent, so light and dark themes both work.
 """
 

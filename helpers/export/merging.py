@@ -21,10 +21,10 @@ from peft import LoraConfig, PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.export.adapter import WEIGHTS, finished_adapter, wrong_base
-from helpers.export.files import ExportError, check_disk, whole_folder
+from helpers.files import ExportError, atomic_folder, check_disk
+from helpers.hub import WeightsError
+from helpers.models import WEIGHTS, finished_adapter, wrong_base
 from helpers.runs import Run
-from helpers.weight_files import WeightsError
 from helpers.weights import fetch_weights
 
 SHARD_BYTES = 2 * 10**9
@@ -82,7 +82,7 @@ def merge(
     tensors = _tensors(base_folder)
     _check_fit(adapter, pairs, tensors)
     check_disk(target, sum(tensor.bytes for tensor in tensors.values()))
-    with whole_folder(target, SIGN) as draft:
+    with atomic_folder(target, SIGN) as draft:
         _copy_small_files(base_folder, adapter, draft)
         _write_shards(tensors, pairs, draft, shard_bytes)
         made_of = {"base": name, "adapter": config.base_model_name_or_path, "scale": next(iter(pairs.values())).scale}
@@ -144,7 +144,7 @@ def _pairs(adapter: Path, config: LoraConfig) -> dict[str, Pair]:
 def _refuse_4_bit(folder: Path) -> None:
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         raise ExportError(
-            f"{folder} holds quantised weights, and an adapter merged into those would be rounded along with them: "
+            f"{folder} holds quantized weights, and an adapter merged into those would be rounded along with them: "
             "name the 16-bit version of the base model as base=."
         )
 

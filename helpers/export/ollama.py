@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from helpers.export.files import ExportError
+from helpers.files import ExportError
 
 SYSTEM, USER, ANSWER, NEXT = (
     "SYSTEM-TEXT",

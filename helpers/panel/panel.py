@@ -22,10 +22,10 @@ from helpers.panel import views
 from helpers.panel.compare import CompareView
 from helpers.panel.controls import CONTROLS, STYLE, WIDEST, Control, explain
 from helpers.panel.data import DataView
-from helpers.panel.lights import light_of, model_menu
-from helpers.panel.outlook import Outlook, look_ahead, reachable_hub, this_machine
 from helpers.panel.presets import PRESETS
+from helpers.panel.preview import Preview, light_of, preview_of, reachable_hub, this_machine
 from helpers.panel.settings import Settings, by_field, problems, usable
+from helpers.panel.views import model_menu
 
 SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 PAUSE = 0.3  # seconds without a move, after which the slower views follow: traffic lights of the whole menu, histogram, code
@@ -52,13 +52,13 @@ def _has_kernel() -> bool:
 
 
 class ControlPanel(widgets.VBox):
-    """The panel. `refresh()` shows a config that was edited elsewhere; `outlook` is what its views show."""
+    """The panel. `refresh()` shows a config that was edited elsewhere; `preview` is what its views show."""
 
     def __init__(self, config: TrainConfig, gpu: Gpu | None = None) -> None:
         self.config, self.settings = config, Settings(config)
         machine, label = (gpu, str(gpu)) if gpu else this_machine()
         self.cards = {label: machine} | KNOWN_GPUS
-        self.outlook: Outlook | None = None
+        self.preview: Preview | None = None
         self._exact_for: Any = None
         self._lights_for: Any = None
         self._pending: asyncio.TimerHandle | None = None
@@ -136,7 +136,7 @@ class ControlPanel(widgets.VBox):
         self.reset.on_click(lambda _: self._applied(self.settings.reset()))
         self.exact.on_click(lambda _: self._run_exactly())
         self.data.count.on_click(
-            lambda _: self.data.count_tokens(str(self.config.data), self.outlook.model, usable(self.config).max_length)
+            lambda _: self.data.count_tokens(str(self.config.data), self.preview.model, usable(self.config).max_length)
         )
         self.card.observe(lambda change: self._redraw(), "value")
         self.lessons.observe(lambda change: self._annotate(), "value")
@@ -146,7 +146,7 @@ class ControlPanel(widgets.VBox):
     def _open_section(self) -> None:
         for name, section in self.sections.items():
             section.layout.display = None if name == self.chooser.value else "none"
-        if self.outlook is not None:
+        if self.preview is not None:
             self._redraw_slowly()
 
     # ------------------------------------------------------------------------------------------------ widget -> config
@@ -183,31 +183,31 @@ class ControlPanel(widgets.VBox):
         return self.cards[self.card.value]
 
     def _data_changed(self) -> None:
-        if self.outlook is not None:
+        if self.preview is not None:
             self._redraw()
 
     def _redraw(self) -> None:
         """What follows every move at once: the plan, its bar, and what stands next to the controls."""
-        if self.outlook is None or self._exact_for != self._state():
-            self._show(look_ahead(self.config, self.gpu, self.data.examples, reachable_hub(self.config, self.gpu)))
+        if self.preview is None or self._exact_for != self._state():
+            self._show(preview_of(self.config, self.gpu, self.data.examples, reachable_hub(self.config, self.gpu)))
         else:
-            self._show(self.outlook)
+            self._show(self.preview)
         self._redraw_after_a_pause()
 
-    def _show(self, outlook: Outlook) -> None:
-        self.outlook = outlook
-        self.plan_view.value = views.plan_line(outlook, self.config.max_length)
-        self.bar_view.value = views.memory_bar(outlook)
-        self.model_view.value = views.model_line(outlook, light_of(self.config, outlook))
-        self.share_view.value = views.small(views.trainable_text(outlook))
-        self.reasons_view.value = views.reasons(outlook)
+    def _show(self, preview: Preview) -> None:
+        self.preview = preview
+        self.plan_view.value = views.plan_line(preview, self.config.max_length)
+        self.bar_view.value = views.memory_bar(preview)
+        self.model_view.value = views.model_line(preview, light_of(self.config, preview))
+        self.share_view.value = views.small(views.trainable_text(preview))
+        self.reasons_view.value = views.reasons(preview)
         self._annotate()
 
     def _annotate(self) -> None:
         """The lines under the controls."""
-        config, outlook = usable(self.config), self.outlook
-        wrong = problems(self.config) or (by_field(outlook.problem) if outlook.problem else {})
-        hints = views.hints(config, outlook) | {"max_length": self.data.coverage(config.max_length)}
+        config, preview = usable(self.config), self.preview
+        wrong = problems(self.config) or (by_field(preview.problem) if preview.problem else {})
+        hints = views.hints(config, preview) | {"max_length": self.data.coverage(config.max_length)}
         for field, control in self.controls.items():
             control.say(hints.get(field, ""), wrong.get(field, control.reason), self.lessons.value)
 
@@ -224,13 +224,13 @@ class ControlPanel(widgets.VBox):
         state, config = self._state(), usable(self.config)
         if self._lights_for != state:
             self.controls["model"].offer(model_menu(config, self.gpu))
-            self.controls["target_modules"].offer(views.layer_choices(self.outlook.shape))
+            self.controls["target_modules"].offer(views.layer_choices(self.preview.shape))
             self._lights_for = state
         if self.chooser.value == "Data":
             self.data.draw(config.max_length)
         if self.chooser.value == "Code":
             self.code.value = as_code(
-                self.config, self.outlook.plan, self.data.training_examples(config.validation_share)
+                self.config, self.preview.plan, self.data.training_examples(config.validation_share)
             )
 
     def _state(self) -> Any:
@@ -242,14 +242,14 @@ class ControlPanel(widgets.VBox):
         """Replace the formula's plan by the dry run's."""
         self.exact.disabled, self.exact.description = True, "working…"
         try:
-            outlook = look_ahead(
+            preview = preview_of(
                 self.config, self.gpu, self.data.examples, reachable_hub(self.config, self.gpu), exact=True
             )
             self._exact_for = self._state()
-            self._show(outlook)
+            self._show(preview)
         except Exception as error:  # shown in place: an error in a callback is seen by nobody
             self.plan_view.value = views.problem(f"The dry run failed: {error}") + views.plan_line(
-                self.outlook, self.config.max_length
+                self.preview, self.config.max_length
             )
         finally:
             self.exact.disabled, self.exact.description = False, "Exact"
@@ -257,7 +257,7 @@ class ControlPanel(widgets.VBox):
     def summary(self) -> str:
         """The panel as text."""
         coverage = self.data.coverage(usable(self.config).max_length)
-        return views.summary(self.config, self.outlook, light_of(self.config, self.outlook), coverage)
+        return views.summary(self.config, self.preview, light_of(self.config, self.preview), coverage)
 
     __repr__ = summary
     _ipython_display_ = None  # ipywidgets 7 would show 110 characters of text where there is no front end

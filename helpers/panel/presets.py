@@ -28,7 +28,7 @@ _NAMES = (
     "num_train_epochs",
     "max_steps",
     "early_stopping_patience",
-    "evaluations",
+    "num_evaluations",
     "warmup_ratio",
     "lr_scheduler_type",
 )
@@ -55,7 +55,7 @@ PRESETS: dict[str, Preset] = {
             "lora_dropout": 0.05,
             "num_train_epochs": 3.0,
             "early_stopping_patience": 4,
-            "evaluations": 16,
+            "num_evaluations": 16,
         },
     ),
     "8 GB card": Preset(

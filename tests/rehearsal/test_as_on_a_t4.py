@@ -1,4 +1,4 @@
-"""The embedded model, trained on the quickstart's letters as a T4 would train it: fp16 with a gradient scaler, 8-bit AdamW."""
+"""The bundled model, trained on the quickstart's letters as a T4 would train it: fp16 with a gradient scaler, 8-bit AdamW."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 import torch
 from card import TensorCores, card_plan, pretend_card
 
-from helpers import training
+from helpers import train as training
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
-from helpers.embedded import EMBEDDED_MODEL
 from helpers.hardware import GIB, Gpu
 from helpers.models import load_quantized
 from helpers.planner import make_plan
+from helpers.registry import BUNDLED_MODEL
 
 STEPS, WITHIN = 30, 0.02
 
@@ -28,10 +28,10 @@ def test_thirty_steps_in_fp16_learn_what_fp32_learns(root, tmp_path, monkeypatch
         learning_rate=5e-4,
         effective_batch_size=2,
         max_steps=STEPS,
-        evaluations=1,
-        eval_examples=12,
+        num_evaluations=1,
+        max_eval_samples=12,
     )
-    plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB), EMBEDDED_MODEL)
+    plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB), BUNDLED_MODEL)
     data = split(load_examples(config.data), config.validation_share, config.seed)
     wanted = training.train(config, plan, *load_quantized(config, plan), *data, root=tmp_path)
 

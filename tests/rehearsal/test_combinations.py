@@ -12,7 +12,7 @@ from conftest import make_job
 
 from benchmarks import combinations
 from benchmarks.combinations import Combination
-from helpers import training
+from helpers import train as training
 from helpers.compat import get_checkpointing
 from helpers.models import load_quantized
 
@@ -34,7 +34,7 @@ def name_of(c: Combination) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", rehearsed(), ids=name_of)
 def test_what_a_plan_may_choose_trains_and_evaluates(combination, tiny_model, tmp_path, monkeypatch, say):
-    job = make_job(tiny_model, ROWS, max_steps=2, evaluations=1, effective_batch_size=2, eval_examples=2)
+    job = make_job(tiny_model, ROWS, max_steps=2, num_evaluations=1, effective_batch_size=2, max_eval_samples=2)
     witness = pretend_card(monkeypatch)
     micro_batch = 2 if combination.masked else 1
     job["plan"] = card_plan(

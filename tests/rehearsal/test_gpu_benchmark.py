@@ -16,8 +16,8 @@ import torch
 from benchmarks import gpu, gpu_cases, gpu_model, gpu_report
 from benchmarks.gpu import Case
 from benchmarks.gpu_model import lengths, make_tokenizer, prompts, texts
-from helpers.catalog import CATALOG, FAMILIES, ModelShape
 from helpers.hardware import GIB, KNOWN_GPUS
+from helpers.registry import CATALOG, FAMILIES, ModelShape
 
 BAR, NOISE = 180, 1.5  # seconds on two cores
 SHIM = [sys.executable, "-m", "tests.rehearsal.gpu_shim"]
@@ -73,7 +73,7 @@ def test_the_kits_trainer_is_given_the_worst_case_and_unequal_lengths(measured):
     runs = [run for line in measured[0] for run in line["runs"].values() if "losses" in run]
     assert len(runs) >= 10
     for run in runs:
-        assert run["trainer"] == "SteadyTrainer" and run["adapters"] == ["torch.float32"]
+        assert run["trainer"] == "OOMSafeTrainer" and run["adapters"] == ["torch.float32"]
         assert (
             run["finite_losses"] == run["steps"] > 0
             and 0 < run["micro_batches"]["worst"] < run["micro_batches"]["all"] + 1

@@ -20,13 +20,13 @@ from test_survival import interrupted, rows_of
 from test_trainer import UNEVEN, losses_of, run_out_once
 from trl import SFTTrainer
 
-from helpers import training
-from helpers.checkpoints import latest_whole
+from helpers import train as training
+from helpers.checkpoints import latest_complete
 from helpers.models import load_quantized
 from helpers.runs import Run
 
 pytestmark = pytest.mark.slow
-SETTINGS = {"max_length": 256, "max_steps": 6, "evaluations": 6, "effective_batch_size": 8, "micro_batch_size": 4}
+SETTINGS = {"max_length": 256, "max_steps": 6, "num_evaluations": 6, "effective_batch_size": 8, "micro_batch_size": 4}
 SCALE = 2.0**10  # small enough that no step is skipped, so that all runs see the same steps
 
 
@@ -93,7 +93,7 @@ def test_a_kill_under_the_scaler_changes_nothing(tiny_model, tmp_path, monkeypat
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    last = latest_whole(folder)
+    last = latest_complete(folder)
     scaler = torch.load(last / "scaler.pt", weights_only=True)
     assert 3 <= int(last.name[-1]) < 6 and scaler["scale"] == SCALE and scaler["_growth_tracker"] == int(last.name[-1])
 
@@ -134,5 +134,5 @@ def test_a_run_goes_on_on_another_kind_of_card_and_back(tiny_model, tmp_path, mo
 def test_a_checkpoint_of_a_card_without_a_scaler_holds_none(tiny_model, tmp_path, monkeypatch):
     pretend_card(monkeypatch)
     interrupted(job_on("NVIDIA L4", "bfloat16", tiny_model), tmp_path, monkeypatch, step=3)
-    assert not (latest_whole(tmp_path / "tiny") / "scaler.pt").exists()
+    assert not (latest_complete(tmp_path / "tiny") / "scaler.pt").exists()
     assert json.loads((tmp_path / "tiny" / "run.json").read_text())["plan"]["dtype"] == "bfloat16"

@@ -6,6 +6,7 @@ the formats of a card, fp16 and bf16, on a tiny model: what they print must stil
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
@@ -26,15 +27,15 @@ from helpers.hardware import KNOWN_GPUS
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
 from helpers.recipe import total_steps
-from helpers.teaching import precision
-from helpers.teaching.lora import short_examples
+from notebooks.lessons import precision
+from notebooks.lessons.lesson_02 import short_examples
 from tests.rehearsal.card_rules import complaints
 from tools.course import ROOT, code_cells, lessons, read, solutions
 
 NOTEBOOKS = lessons() + solutions()
 DTYPES = ("float32", "float16", "bfloat16")
 # How far gradients and losses may lie from fp32's, and "in parts" from "at once": a little above what was measured with the tiny model.
-# (The embedded model, on four letters: bf16 5 % from fp32 and 1.8 % in parts, where the mean of means is 16 % off.)
+# (The bundled model, on four letters: bf16 5 % from fp32 and 1.8 % in parts, where the mean of means is 16 % off.)
 GRADIENT = {"float32": 1e-5, "float16": 0.003, "bfloat16": 0.02}
 IN_PARTS = {"float32": 1e-5, "float16": 0.001, "bfloat16": 0.005}
 LOSS = {"float32": 1e-6, "float16": 0.001, "bfloat16": 0.02}
@@ -52,9 +53,11 @@ def test_no_cell_breaks_a_rule_of_the_card(path):
     assert complaints(sources(path)) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "helpers" / "teaching").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "lessons").glob("*.py")), ids=lambda path: path.stem)
 def test_what_the_lessons_import_keeps_the_rules_too(path):
-    assert complaints([path.read_text(encoding="utf-8")]) == []
+    module = ast.parse(path.read_text(encoding="utf-8"))  # checks of exercises calculate with toys, on any machine
+    module.body = [part for part in module.body if not getattr(part, "name", "").startswith("check_")]
+    assert complaints([ast.unparse(module)]) == []
 
 
 LOADED = (
@@ -199,7 +202,7 @@ def in_dtype(job, rounded_model, monkeypatch):
     """dtype -> what a lesson has after its first cells, with the tiny model loaded as on a card that calculates in it."""
     asked, threads = torch.is_autocast_enabled, torch.get_num_threads()
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": asked("cpu"))  # PEFT asks for CUDA's state
-    monkeypatch.setattr("helpers.pictures.picture", lambda *_: None)
+    monkeypatch.setattr("helpers.plots.picture", lambda *_: None)
     torch.set_num_threads(1)  # so small a model gains nothing from more
 
     # answers of very different lengths, so that a mean of means is another gradient
@@ -365,7 +368,7 @@ def test_lesson_02_trains_and_merges_alike_in_every_format(in_dtype, tmp_path, m
 def test_lesson_01_packs_the_bytes_of_bitsandbytes_in_both_formats(rounded_model, monkeypatch, dtype):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr("helpers.pictures.picture", lambda *_: None)
+    monkeypatch.setattr("helpers.plots.picture", lambda *_: None)
     model = AutoModelForCausalLM.from_pretrained(rounded_model, dtype=getattr(torch, dtype))
     lesson = Lesson("01_load_quantized_model", torch=torch, model=model)
     said = lesson.run(

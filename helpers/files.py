@@ -1,0 +1,63 @@
+"""What every export needs: room on the disk, and folders and files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = ".part"  # ends the name of what is still being written
+SPARE = 200 * 2**20  # bytes of the disk that stay free
+
+
+class ExportError(RuntimeError):
+    """This cannot be exported. The message says why and what to do, in one sentence."""
+
+
+def check_disk(place: Path, needed: int) -> None:
+    """Raise `ExportError` if the disk that holds `place` has less than `needed` bytes to give."""
+    there = place.resolve()
+    while not there.exists():
+        there = there.parent
+    free = max(0, shutil.disk_usage(there).free - SPARE)
+    if free < needed:
+        raise ExportError(
+            f"{place} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB to give: delete old runs "
+            "(helpers.runs.delete_runs), or name a folder on another disk."
+        )
+
+
+@contextmanager
+def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
+    """A draft folder to write into, which becomes `target` when all is written and on the disk.
+
+    Args:
+        sign: a file that every folder of this kind holds. An older `target` is replaced only if it holds one, or nothing at all;
+            without a sign, `target` is ours in any case.
+    """
+    if sign and target.exists() and not (target / sign).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(
+            f"{target} holds something else, so it is left alone: name another folder, or delete it first."
+        )
+    draft = target.with_name(target.name + PART)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                flush(file)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+
+
+def flush(file: Path) -> None:
+    """Make sure that the bytes are on the disk and not only on their way."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
