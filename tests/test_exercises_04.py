@@ -95,9 +95,9 @@ def accumulating(weight, clear=True, step=False):
         (accumulating(lambda rows, total: 1 / rows), "Not yet: a row of a small micro-batch"),
         (accumulating(lambda rows, total: 1), "Not yet: this is the gradient of the sum"),
         (accumulating(lambda rows, total: 7), "Not yet: the gradient is another one"),
-        (lambda model, micro_batches: None, "Not yet: your function stopped"),
-        (lambda: None, "Not yet: your function stopped"),
-        (3, "Not yet: give the function"),
+        (lambda model, micro_batches: None, "Not yet: your function"),
+        (lambda: None, "Not yet: your function"),
+        (3, "Not yet: the answer is the function"),
         (None, "Your turn"),
     ],
 )

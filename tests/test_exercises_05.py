@@ -7,8 +7,8 @@ import pytest
 
 from helpers.metrics import bootstrap_interval
 from notebooks.lessons.lesson_05 import (
-    PLANTED,
-    PlantedRun,
+    FAULTS,
+    FaultyRun,
     bootstrap_chart,
     check_interval,
     check_step_to_keep,
@@ -133,8 +133,8 @@ def test_four_runs_are_trained_and_only_revealed_when_asked(job):
     config = job.pop("config")
     config.max_steps, config.num_evaluations, config.max_eval_samples = 3, 2, 4
     runs = faulty_runs(config, **job)
-    assert sorted(runs) == list("ABCD") and {run.planted for run in runs.values()} == set(PLANTED)
-    assert not any(kind in repr(run) for run in runs.values() for kind in PLANTED)
+    assert sorted(runs) == list("ABCD") and {run.fault for run in runs.values()} == set(FAULTS)
+    assert not any(kind in repr(run) for run in runs.values() for kind in FAULTS)
     for run in runs.values():
         assert [event["step"] for event in run.history if "eval_loss" in event] == [0, 2, 3]
         assert [event["step"] for event in run.history if "loss" in event] == [1, 2, 3]
@@ -147,7 +147,7 @@ def test_four_runs_are_trained_and_only_revealed_when_asked(job):
 
 def test_a_loss_that_is_no_number_is_drawn_and_called_diverged():
     history = [{"step": 0, "eval_loss": 4.0}, {"step": 1, "loss": 4.1}, {"step": 2, "loss": None}]
-    runs = {"A": PlantedRun("diverged", 1.0, 4, history)}
+    runs = {"A": FaultyRun("diverged", 1.0, 4, history)}
     figure = four_curves(runs, 3)
     assert "not a number" in [text.get_text() for text in figure.axes[0].texts]
     assert reveal(runs).loc["A", "the verdict on its curve"].startswith("diverged")

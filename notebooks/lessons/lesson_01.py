@@ -1,15 +1,9 @@
-"""Lesson 01: what a model's tensors weigh, part by part, and the charts of codebook, rounding error and footprint.
+"""Lesson 01: what a quantized model weighs, part by part; what loading it costs; and the checks of the exercises.
 
-parts = stored_bytes(model)                                   # {"linear layers": ..., "scales": ..., "embedding and the rest": ...}
+parts = stored_bytes(model)                        # {"linear layers": ..., "scales": ..., "embedding and the rest": ...}
 picture(footprint_chart({"16 bit": parts}), "Footprint")
-
-What a cell costs: seconds, RAM of this process, and memory of the card, from a `with` block.
-
-with Cost() as cost:
+with Cost() as cost:                               # seconds, RAM of this process, memory of the card
     model = AutoModelForCausalLM.from_pretrained(folder)
-print(cost)
-
-Checks for lesson 01: the size of a larger model in NF4, the price of small blocks, and NF4's codebook.
 """
 
 from __future__ import annotations
@@ -19,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Event, Thread
 from typing import Any
 
@@ -30,6 +24,18 @@ from matplotlib.figure import Figure
 from helpers.memory import GIB, MIB, nf4_bytes
 from helpers.plots import BEST, MUTED, TRAIN, VALIDATION
 from helpers.registry import CATALOG
+from notebooks.lessons.scaffold import (
+    NotYet,
+    attempt,
+    bare_axes,
+    bare_figure,
+    exercise,
+    first_hint,
+    function,
+    note,
+    number,
+    tidy,
+)
 
 # bitsandbytes would mention at each start that it misses a kernel which nothing here needs, and at each multiplication in 8 bit which
 # type it calculates in.
@@ -38,6 +44,15 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 LINEAR, SCALES, REST = "linear layers", "scales", "embedding and the rest"
 PART_COLORS = {LINEAR: TRAIN, SCALES: VALIDATION, REST: "#b5b5b5"}
 HISTOGRAM_BINS = 200
+SECONDS_BETWEEN_LOOKS = 0.005
+
+NEAR = 0.01  # of the right size
+EXACT_BITS = 1e-3
+NEAR_LEVEL = 2e-3  # NF4's own table was rounded on the way
+BLOCKS = (32, 64, 128, 1024)
+
+
+# ------------------------------------------------------------------------------------------- bytes
 
 
 def stored_bytes(model: torch.nn.Module) -> dict[str, int]:
@@ -53,9 +68,9 @@ def stored_bytes(model: torch.nn.Module) -> dict[str, int]:
                 continue
             seen.add(id(tensor))
             is_matrix = isinstance(module, torch.nn.Linear) and module is not head and tensor is module.weight
-            parts[LINEAR if is_matrix else REST] += tensor.numel() * tensor.element_size()
+            parts[LINEAR if is_matrix else REST] += tensor.nbytes
             if is_matrix:
-                parts[SCALES] += sum(scale.numel() * scale.element_size() for scale in _scales(module))
+                parts[SCALES] += sum(scale.nbytes for scale in _scales(module))
     return parts
 
 
@@ -68,150 +83,6 @@ def _scales(module: torch.nn.Linear) -> list[torch.Tensor]:
         in_8_bit = getattr(getattr(module, "state", None), "SCB", None)
     found = [getattr(outer, "absmax", None), getattr(inner, "absmax", None), getattr(outer, "offset", None), in_8_bit]
     return [scale for scale in found if scale is not None]
-
-
-def codebook_chart(scaled: torch.Tensor, codebooks: Mapping[str, torch.Tensor]) -> Figure:
-    """Histogram of weights divided by their block's absmax, with each codebook's levels drawn in, and how often each level is used.
-
-    Args:
-        scaled: weights between -1 and 1.
-        codebooks: name -> its levels, in rising order.
-    """
-    values = scaled.detach().float().cpu().flatten()
-    figure = Figure(figsize=(7.2, 2.5 * len(codebooks)), dpi=110, layout="constrained")
-    rows = figure.subplots(len(codebooks), 2, squeeze=False, width_ratios=(3, 2))
-    largest = 0.0
-    for (left, right), (name, levels), color in zip(rows, codebooks.items(), (TRAIN, VALIDATION, BEST)):
-        levels = levels.detach().float().cpu()
-        left.hist(values.numpy(), bins=HISTOGRAM_BINS, range=(-1, 1), color=MUTED, alpha=0.55)
-        left.vlines(levels.tolist(), 0, 1, transform=left.get_xaxis_transform(), color=color, linewidth=1.3)
-        left.set_title(
-            f"{name}: {len(levels)} levels over the weights", loc="left", fontsize=9.5, color=color, fontweight="bold"
-        )
-        left.set_yticks([])
-        left.set_xticks([-1, -0.5, 0, 0.5, 1])
-        left.set_ylabel("number of weights")
-        shares = 100 * level_shares(values, levels)
-        right.bar(range(len(levels)), shares.tolist(), color=color)
-        right.axhline(100 / len(levels), color=MUTED, linestyle="--", linewidth=1)
-        right.set_title("% of the weights that take each level", loc="left", fontsize=9.5)
-        right.set_xticks(range(0, len(levels), 5))
-        largest = max(largest, shares.max().item())
-    for right in rows[:, 1]:
-        right.set_ylim(0, largest * 1.1)
-    rows[-1][0].set_xlabel("weight / largest absolute weight of its block")
-    rows[-1][1].set_xlabel("code (dashed: equal use)")
-    for axes in rows.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def level_shares(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Share of `values` that is nearest to each level. `levels` in rising order."""
-    codes = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
-    return torch.bincount(codes.flatten(), minlength=len(levels)) / values.numel()
-
-
-def error_chart(errors: Mapping[str, Mapping[str, float]], reference: float | None = None) -> Figure:
-    """Rounding error of each linear layer by its depth in the model; a line through the mean of each depth.
-
-    Args:
-        errors: codebook -> (layer name -> relative error, 0 to 1).
-        reference: the error that perfectly normal weights would have with the first codebook.
-    """
-    figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    for (label, by_name), color, marker in zip(errors.items(), (TRAIN, VALIDATION, BEST), "osD"):
-        depths: dict[int, list[float]] = {}
-        for name, error in by_name.items():
-            depths.setdefault(int(re.search(r"\.(\d+)\.", name)[1]), []).append(100 * error)
-        points = [(depth, error) for depth, found in depths.items() for error in found]
-        axes.scatter(*zip(*points), s=9, color=color, alpha=0.45, marker=marker, linewidths=0)
-        axes.plot(
-            list(depths),
-            [sum(found) / len(found) for found in depths.values()],
-            color=color,
-            linewidth=1.8,
-            label=label,
-        )
-    if reference is not None:
-        axes.axhline(100 * reference, color=MUTED, linestyle="--", linewidth=1.2)
-        axes.annotate(
-            "perfectly normal weights in NF4",
-            (1, 100 * reference),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=8.5,
-            color=MUTED,
-        )
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("transformer layer (a dot is one of its linear layers, the line their mean)")
-    axes.set_ylabel("rounding error, % of the weights' size")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, loc="lower left")
-    return figure
-
-
-def footprint_chart(
-    footprints: Mapping[str, Mapping[str, int]], reference: str = "16 bit", quoted: float = 4
-) -> Figure:
-    """One stacked bar per precision with how much smaller than `reference` it is, and a line where the quoted factor would end.
-
-    Args:
-        footprints: precision -> parts in bytes, as `stored_bytes` gives them.
-    """
-    figure = Figure(figsize=(7.2, 1.3 + 0.45 * len(footprints)), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    totals = {name: sum(parts.values()) / MIB for name, parts in footprints.items()}
-    for row, (name, parts) in enumerate(footprints.items()):
-        left = 0.0
-        for part, color in PART_COLORS.items():
-            width = parts.get(part, 0) / MIB
-            axes.barh(
-                row,
-                width,
-                left=left,
-                height=0.66,
-                color=color,
-                edgecolor="white",
-                linewidth=0.4,
-                label=None if row else part,
-            )
-            left += width
-        factor = totals[reference] / totals[name]
-        words = (
-            ""
-            if name == reference
-            else f" ({factor:.1f} times smaller)"
-            if factor > 1
-            else f" ({1 / factor:.1f} times larger)"
-        )
-        axes.text(left + max(totals.values()) * 0.012, row, f"{left:,.0f} MiB{words}", va="center", fontsize=8.5)
-    at = totals[reference] / quoted
-    axes.axvline(at, color="black", linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f'"{quoted:g} times smaller"',
-        (at, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, 3),
-        textcoords="offset points",
-        fontsize=8.5,
-    )
-    axes.set_yticks(range(len(footprints)), list(footprints))
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(totals.values()) * 1.25)
-    axes.set_xlabel("MiB of tensors")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
-    return figure
-
-
-SECONDS_BETWEEN_LOOKS = 0.005
 
 
 class Cost:
@@ -249,35 +120,129 @@ class Cost:
             self.ram_peak = max(self.ram_peak, _ram())
 
     def __str__(self) -> str:
-        ram = f"RAM of this process {_mib(self.ram_before)} before, {_mib(self.ram_peak)} at the peak, {_mib(self.ram_after)} after"
-        gpu = (
-            f"; on the card {_mib(self.gpu_before)} before, {_mib(self.gpu_peak)} at the peak"
-            if torch.cuda.is_available()
-            else ""
-        )
-        return f"{self.seconds:.1f} s; {ram} (MiB){gpu}"
+        before, peak, after = (f"{size / MIB:,.0f}" for size in (self.ram_before, self.ram_peak, self.ram_after))
+        words = f"{self.seconds:.1f} s; RAM of this process {before} before, {peak} at the peak, {after} after (MiB)"
+        if torch.cuda.is_available():
+            words += f"; on the card {self.gpu_before / MIB:,.0f} before, {self.gpu_peak / MIB:,.0f} at the peak"
+        return words
 
 
 def _ram() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _mib(size: int) -> str:
-    return f"{size / MIB:,.0f}"
+# ------------------------------------------------------------------------------------------- charts
 
 
-NEAR = 0.01  # of the right size
-EXACT_BITS = 1e-3
-NEAR_LEVEL = 2e-3  # NF4's own table was rounded on the way
-BLOCKS = (32, 64, 128, 1024)
+def codebook_chart(scaled: torch.Tensor, codebooks: Mapping[str, torch.Tensor]) -> Figure:
+    """Histogram of weights divided by their block's absmax, with each codebook's levels drawn in, and how often each level is used.
+
+    Args:
+        scaled: weights between -1 and 1.
+        codebooks: name -> its levels, in rising order.
+    """
+    values = scaled.detach().float().cpu().flatten()
+    figure = bare_figure(7.2, 2.5 * len(codebooks))
+    rows = figure.subplots(len(codebooks), 2, squeeze=False, width_ratios=(3, 2))
+    largest = 0.0
+    for (left, right), (name, levels), color in zip(rows, codebooks.items(), (TRAIN, VALIDATION, BEST)):
+        levels = levels.detach().float().cpu()
+        left.hist(values.numpy(), bins=HISTOGRAM_BINS, range=(-1, 1), color=MUTED, alpha=0.55)
+        left.vlines(levels.tolist(), 0, 1, transform=left.get_xaxis_transform(), color=color, linewidth=1.3)
+        title = f"{name}: {len(levels)} levels over the weights"
+        left.set_title(title, loc="left", fontsize=9.5, color=color, fontweight="bold")
+        left.set_yticks([])
+        left.set_xticks([-1, -0.5, 0, 0.5, 1])
+        left.set_ylabel("number of weights")
+        shares = 100 * level_shares(values, levels)
+        right.bar(range(len(levels)), shares.tolist(), color=color)
+        right.axhline(100 / len(levels), color=MUTED, linestyle="--", linewidth=1)
+        right.set_title("% of the weights that take each level", loc="left", fontsize=9.5)
+        right.set_xticks(range(0, len(levels), 5))
+        largest = max(largest, shares.max().item())
+    for right in rows[:, 1]:
+        right.set_ylim(0, largest * 1.1)
+    rows[-1][0].set_xlabel("weight / largest absolute weight of its block")
+    rows[-1][1].set_xlabel("code (dashed: equal use)")
+    for axes in rows.flat:
+        tidy(axes, grid=False)
+    return figure
 
 
-def check_nf4_size(answer: Any, model: str = "Llama-3.1-8B-Instruct") -> None:
+def level_shares(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Share of `values` that is nearest to each level. `levels` in rising order."""
+    codes = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
+    return torch.bincount(codes.flatten(), minlength=len(levels)) / values.numel()
+
+
+def error_chart(errors: Mapping[str, Mapping[str, float]], reference: float | None = None) -> Figure:
+    """Rounding error of each linear layer by its depth in the model; a line through the mean of each depth.
+
+    Args:
+        errors: codebook -> (layer name -> relative error, 0 to 1).
+        reference: the error that perfectly normal weights would have with the first codebook.
+    """
+    figure, axes = bare_axes(7.2, 3.6)
+    for (label, by_name), color, marker in zip(errors.items(), (TRAIN, VALIDATION, BEST), "osD"):
+        depths: dict[int, list[float]] = {}
+        for name, error in by_name.items():
+            depths.setdefault(int(re.search(r"\.(\d+)\.", name)[1]), []).append(100 * error)
+        points = [(depth, error) for depth, found in depths.items() for error in found]
+        axes.scatter(*zip(*points), s=9, color=color, alpha=0.45, marker=marker, linewidths=0)
+        means = [sum(found) / len(found) for found in depths.values()]
+        axes.plot(list(depths), means, color=color, linewidth=1.8, label=label)
+    if reference is not None:
+        axes.axhline(100 * reference, color=MUTED, linestyle="--", linewidth=1.2)
+        looks = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "color": MUTED}
+        note(axes, "perfectly normal weights in NF4", (1, 100 * reference), (0, -4), **looks)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("transformer layer (a dot is one of its linear layers, the line their mean)")
+    axes.set_ylabel("rounding error, % of the weights' size")
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def footprint_chart(
+    footprints: Mapping[str, Mapping[str, int]], reference: str = "16 bit", quoted: float = 4
+) -> Figure:
+    """One stacked bar per precision with how much smaller than `reference` it is, and a line where the quoted factor would end.
+
+    Args:
+        footprints: precision -> parts in bytes, as `stored_bytes` gives them.
+    """
+    figure, axes = bare_axes(7.2, 1.3 + 0.45 * len(footprints))
+    axes.grid(False)
+    totals = {name: sum(parts.values()) / MIB for name, parts in footprints.items()}
+    looks = {"height": 0.66, "edgecolor": "white", "linewidth": 0.4}
+    for row, (name, parts) in enumerate(footprints.items()):
+        left = 0.0
+        for part, color in PART_COLORS.items():
+            width = parts.get(part, 0) / MIB
+            axes.barh(row, width, left=left, color=color, label=None if row else part, **looks)
+            left += width
+        factor = totals[reference] / totals[name]
+        smaller = f"{factor:.1f} times smaller" if factor > 1 else f"{1 / factor:.1f} times larger"
+        words = f"{left:,.0f} MiB" + ("" if name == reference else f" ({smaller})")
+        axes.text(left + max(totals.values()) * 0.012, row, words, va="center", fontsize=8.5)
+    at = totals[reference] / quoted
+    axes.axvline(at, color="black", linewidth=1.2, linestyle="--")
+    note(axes, f'"{quoted:g} times smaller"', (at, 1.0), (3, 3), xycoords=("data", "axes fraction"))
+    axes.set_yticks(range(len(footprints)), list(footprints))
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(totals.values()) * 1.25)
+    axes.set_xlabel("MiB of tensors")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------- checks of the exercises
+
+
+@exercise("a number, in GiB", number)
+def check_nf4_size(answer: float, model: str = "Llama-3.1-8B-Instruct") -> str:
     """Is `answer` the GiB of this model of the menu in NF4 with double quantization, and everything but its linear layers in 16 bit?"""
-    if answer is None:
-        return print("Your turn: replace None by a number of GiB.")
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not math.isfinite(answer):
-        return print("Not yet: the answer is a number, in GiB.")
     shape = CATALOG[model].shape
     linears, rest = shape.linear_parameters(), shape.other_parameters()
     wanted = nf4_bytes(linears) + 2 * rest
@@ -287,100 +252,101 @@ def check_nf4_size(answer: Any, model: str = "Llama-3.1-8B-Instruct") -> None:
 
     if is_near(wanted):
         factor = 2 * (linears + rest) / wanted
-        return print(
+        return (
             f"Right. That is {factor:.1f} times smaller than in 16 bit: nearer to the 4 that people quote than our small model, "
             "because the embedding is a smaller part of it."
         )
-    hint = "add up two parts: the linear layers at their bits per weight, and everything else at two bytes."
-    if is_near(wanted, 1e9):
-        hint = "that is in GB (10^9 bytes). A GiB has 2^30 bytes."
-    elif is_near(wanted, 1):
-        hint = "that is in bytes; a GiB has 2^30 of them."
-    elif is_near(2 * (linears + rest)):
-        hint = "that is the whole model in 16 bit."
-    elif is_near(nf4_bytes(linears + rest)) or is_near((linears + rest) / 2):
-        hint = "not everything is quantized. What stays in 16 bit?"
-    elif is_near(nf4_bytes(linears)):
-        hint = "the linear layers are right, but they are not the whole model."
-    elif is_near(linears / 2 + 2 * rest):
-        hint = "nearly: each block of 64 also needs its scale."
-    elif is_near(nf4_bytes(linears, double_quant=False) + 2 * rest):
-        hint = "that is without double quantization."
-    elif is_near(nf4_bytes(linears) + rest * 4):
-        hint = "the rest is in 16 bit: two bytes for each number, not four."
-    print(f"Not yet: {hint}")
-
-
-def check_bits_per_weight(answer: Any) -> None:
-    """Does `answer(block, double)` give the bits that a weight costs in NF4, scales included, for any block size?"""
-    if answer is None:
-        return print("Your turn: write the function, then hand it to the check.")
-    if not callable(answer):
-        return print("Not yet: the check needs the function itself, without brackets.")
-    for block in BLOCKS:
-        for double in (False, True):
-            try:
-                given = float(answer(block, double))
-            except Exception as error:
-                return print(f"Not yet: with a block of {block}, your function raises {type(error).__name__}: {error}.")
-            wanted = 4 + ((8 + 32 / 256) / block if double else 32 / block)
-            if not math.isclose(given, wanted, abs_tol=EXACT_BITS):
-                return print(
-                    f"Not yet, for a block of {block} {'with' if double else 'without'} double quantization: "
-                    f"{_bits_hint(given, block, double)}"
-                )
-    print(
-        "Right, for four block sizes. Small blocks round better and cost more; double quantization makes blocks of 64 nearly free."
+    all_in_4_bit = is_near(nf4_bytes(linears + rest)) or is_near((linears + rest) / 2)
+    raise NotYet(
+        first_hint(
+            (is_near(wanted, 1e9), "that is in GB (10^9 bytes). A GiB has 2^30 bytes."),
+            (is_near(wanted, 1), "that is in bytes; a GiB has 2^30 of them."),
+            (is_near(2 * (linears + rest)), "that is the whole model in 16 bit."),
+            (all_in_4_bit, "not everything is quantized. What stays in 16 bit?"),
+            (is_near(nf4_bytes(linears)), "the linear layers are right, but they are not the whole model."),
+            (is_near(linears / 2 + 2 * rest), "nearly: each block of 64 also needs its scale."),
+            (is_near(nf4_bytes(linears, double_quant=False) + 2 * rest), "that is without double quantization."),
+            (is_near(nf4_bytes(linears) + rest * 4), "the rest is in 16 bit: two bytes for each number, not four."),
+            (True, "add up two parts: the linear layers at their bits per weight, and everything else at two bytes."),
+        )
     )
 
 
+@exercise("the function itself, without brackets", function)
+def check_bits_per_weight(answer: Callable[[int, bool], Any]) -> str:
+    """Does `answer(block, double)` give the bits that a weight costs in NF4, scales included, for any block size?"""
+    for block in BLOCKS:
+        for double in (False, True):
+            given = attempt(
+                lambda block=block, double=double: float(answer(block, double)), f"with a block of {block}, "
+            )
+            if not math.isclose(given, 4 + _scale_bits(double) / block, abs_tol=EXACT_BITS):
+                case = f"for a block of {block} {'with' if double else 'without'} double quantization: "
+                raise NotYet(case + _bits_hint(given, block, double))
+    return "Right, for four block sizes. Small blocks round better and cost more; double quantization makes blocks of 64 nearly free."
+
+
+def _scale_bits(double: bool) -> float:
+    return 8 + 32 / 256 if double else 32
+
+
 def _bits_hint(given: float, block: int, double: bool) -> str:
-    if math.isclose(given, 4, abs_tol=EXACT_BITS):
-        return "that is the code alone. Where does the scale go?"
-    if math.isclose(given, 4 + 4 / block, abs_tol=EXACT_BITS) or math.isclose(given, 4 + 1 / block, abs_tol=EXACT_BITS):
-        return "bits, not bytes."
-    if double and math.isclose(given, 4 + 8 / block, abs_tol=EXACT_BITS):
-        return "nearly: each 256 scales share one number of 32 bits."
-    if double and math.isclose(given, 4 + 32 / block, abs_tol=EXACT_BITS):
-        return "that scale is still in 32 bits."
-    if not double and math.isclose(given, 4 + 16 / block, abs_tol=EXACT_BITS):
-        return "a scale has 32 bits here, not 16."
-    return "each weight has its code, and a share in what its whole block has to keep: divide that by the weights in the block."
+    def is_near(bits_of_scale: float) -> bool:
+        return math.isclose(given, 4 + bits_of_scale / block, abs_tol=EXACT_BITS)
+
+    return first_hint(
+        (is_near(0), "that is the code alone. Where does the scale go?"),
+        (is_near(4) or is_near(1), "bits, not bytes."),
+        (double and is_near(8), "nearly: each 256 scales share one number of 32 bits."),
+        (double and is_near(32), "that scale is still in 32 bits."),
+        (not double and is_near(16), "a scale has 32 bits here, not 16."),
+        (
+            True,
+            "each weight has its code, and a share in what its whole block has to keep: divide that by the weights in the block.",
+        ),
+    )
 
 
-def check_codebook(answer: Any) -> None:
+@exercise("a list of 16 levels, in rising order")
+def check_codebook(answer: Any) -> str:
     """Is `answer` NF4's list of 16 levels, as bitsandbytes has it?"""
-    if answer is None:
-        return print("Your turn: make a list of 16 levels, in rising order.")
     from bitsandbytes.functional import get_4bit_type
 
     try:
         levels = torch.as_tensor([float(level) for level in answer])
     except (TypeError, ValueError, RuntimeError):
-        return print("Not yet: the answer is a list of numbers.")
+        raise NotYet("the answer is a list of numbers.") from None
     truth = get_4bit_type("nf4", device="cpu").float()
     if len(levels) != len(truth):
-        return print(f"Not yet: four bits can name 16 levels, your list has {len(levels)}.")
+        raise NotYet(f"four bits can name 16 levels, your list has {len(levels)}.")
     if not torch.isfinite(levels).all():
-        return print(
-            "Not yet: a level is infinite. Do not take the quantile of probability 0 or 1: stop a little before."
-        )
-    if not (levels[1:] > levels[:-1]).all():
-        return print("Not yet: the levels must rise, and no two may be the same.")
+        raise NotYet("a level is infinite. Do not take the quantile of probability 0 or 1: stop a little before.")
+    steps = levels[1:] - levels[:-1]
+    if not (steps > 0).all():
+        raise NotYet("the levels must rise, and no two may be the same.")
     if torch.allclose(levels, truth, atol=NEAR_LEVEL):
-        return print(
-            "Right: the very levels that bitsandbytes uses. No training data went into them, only the shape of the bell curve."
+        return "Right: the very levels that bitsandbytes uses. No training data went into them, only the shape of the bell curve."
+    below = (levels < -NEAR_LEVEL).sum()
+    raise NotYet(
+        first_hint(
+            (
+                not torch.isclose(levels.abs().max(), torch.tensor(1.0)),
+                "the outermost levels must be -1 and 1, because absmax has scaled every block to that range.",
+            ),
+            (
+                not (levels.abs() < NEAR_LEVEL).any(),
+                "one level must be exactly 0, so that a weight of zero stays zero.",
+            ),
+            (
+                torch.allclose(steps, steps.mean(), atol=NEAR_LEVEL),
+                "these are even steps. Take quantiles of the normal distribution instead.",
+            ),
+            (below == 8, "the spare level belongs to the other side: 7 below zero, 8 above."),
+            (below != 7, "count: 7 levels below zero, zero itself, 8 above."),
+            (
+                True,
+                "the count is right, the places are not. Are the probabilities even steps between one half and the given one, on "
+                "each side?",
+            ),
         )
-    if not torch.isclose(levels.abs().max(), torch.tensor(1.0)):
-        hint = "the outermost levels must be -1 and 1, because absmax has scaled every block to that range."
-    elif not (levels.abs() < NEAR_LEVEL).any():
-        hint = "one level must be exactly 0, so that a weight of zero stays zero."
-    elif torch.allclose(levels[1:] - levels[:-1], (levels[1:] - levels[:-1]).mean(), atol=NEAR_LEVEL):
-        hint = "these are even steps. Take quantiles of the normal distribution instead."
-    elif (levels < -NEAR_LEVEL).sum() == 8:
-        hint = "the spare level belongs to the other side: 7 below zero, 8 above."
-    elif (levels < -NEAR_LEVEL).sum() != 7:
-        hint = "count: 7 levels below zero, zero itself, 8 above."
-    else:
-        hint = "the count is right, the places are not. Are the probabilities even steps between one half and the given one, on each side?"
-    print(f"Not yet: {hint}")
+    )

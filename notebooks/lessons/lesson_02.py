@@ -1,15 +1,13 @@
-"""Lesson 02: a training loop short enough to repeat for several ranks, and the chart that compares them.
+"""Lesson 02: a training loop short enough to repeat for several ranks, its charts, and the checks of the exercises.
 
-result = short_training(model, tokenizer, training, validation, steps=10)
+result = short_training(model, training, validation, steps=10)
 picture(rank_chart({16: result}), "Loss by rank")
-
-Checks for lesson 02: trainable parameters of a larger model, a LoRA layer by hand, and the best pair of a given rank.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +22,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers.data.tokens import MASKED, Tokens, tokenize
 from helpers.plots import MUTED
 from helpers.registry import CATALOG
-from notebooks.lessons.precision import mixed_precision
+from notebooks.lessons.scaffold import (
+    MARKERS,
+    NotYet,
+    attempt,
+    bare_axes,
+    bare_figure,
+    exercise,
+    first_hint,
+    function,
+    mixed_precision,
+    note,
+    number,
+    tidy,
+)
 
-MARKERS = "osD^vPX*"  # color alone would be lost in print
 LARGEST_GRADIENT = 1.0  # longer ones are shortened to this, as the trainer of lesson 04 does
 
 
@@ -119,57 +129,33 @@ def rank_chart(runs: Mapping[int, ShortRun]) -> Figure:
     Args:
         runs: rank -> what its training left.
     """
-    figure = Figure(figsize=(7.6, 3.5), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for number, (rank, run) in enumerate(runs.items()):
-        marker, color = MARKERS[number % len(MARKERS)], f"C{number}"
-        left.plot(
-            range(1, len(run.training) + 1),
-            run.training,
-            marker=marker,
-            markersize=4,
-            linewidth=1.6,
-            label=f"rank {rank}",
-        )
-        right.plot([rank], [run.after], marker=marker, markersize=8, color=color, linestyle="none")
-        right.annotate(
-            f"{run.after:.2f}", (rank, run.after), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8.5
-        )
+    figure = bare_figure(7.6, 3.5)
+    left, right = (tidy(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
+    for (rank, run), marker in zip(runs.items(), MARKERS):
+        steps = range(1, len(run.training) + 1)
+        [line] = left.plot(steps, run.training, marker=marker, markersize=4, linewidth=1.6, label=f"rank {rank}")
+        right.plot([rank], [run.after], marker=marker, markersize=8, color=line.get_color(), linestyle="none")
+        note(right, f"{run.after:.2f}", (rank, run.after), (0, 9), ha="center")
     right.plot(list(runs), [run.after for run in runs.values()], color=MUTED, linewidth=1, zorder=0)
     before = next(iter(runs.values())).before
     right.axhline(before, color=MUTED, linestyle=":", linewidth=1.2)
-    right.annotate(
-        f"untrained: {before:.2f}",
-        (1, before),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8.5,
-        color=MUTED,
-    )
+    looks = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "color": MUTED}
+    note(right, f"untrained: {before:.2f}", (1, before), (0, -4), **looks)
     right.set_xscale("log", base=2)
     right.set_xticks(list(runs), [str(rank) for rank in runs])
     right.set_ylim(0, before * 1.08)
     right.margins(x=0.15)
     left.set_ylim(bottom=0)
-    left.set_xlabel("optimizer step")
-    left.set_ylabel("training loss per answer token")
-    right.set_xlabel("rank")
-    right.set_ylabel("validation loss after the last step")
+    left.set(xlabel="optimizer step", ylabel="training loss per answer token")
+    right.set(xlabel="rank", ylabel="validation loss after the last step")
     left.legend(frameon=False, loc="lower left")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
     return figure
 
 
 def shapes_chart(outputs: int, inputs: int, rank: int) -> Figure:
     """The frozen matrix W beside B and A, drawn to scale: the area is the number of weights."""
     gap = 0.5 * inputs
-    figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = bare_axes(7.2, 2.9)
     pieces = [
         ("W, frozen", 0.0, inputs, outputs, MUTED),
         ("B", inputs + gap, rank, outputs, "#4c78a8"),
@@ -197,126 +183,107 @@ NEAR = 1e-4
 AS_GOOD_AS = 1.001  # times the smallest error that is possible
 
 
+@exercise("a whole number of parameters", number)
 def check_trainable(
-    answer: Any, model: str = "Llama-3.1-8B-Instruct", r: int = 8, layers: tuple[str, ...] = ("q_proj", "v_proj")
-) -> None:
+    answer: float, model: str = "Llama-3.1-8B-Instruct", r: int = 8, layers: tuple[str, ...] = ("q_proj", "v_proj")
+) -> str:
     """Is `answer` the number of trainable parameters of a LoRA adapter with rank `r` on these layers of a model of the menu?"""
-    if answer is None:
-        return print("Your turn: replace None by a number of parameters.")
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or answer != answer:
-        return print("Not yet: the answer is a whole number.")
     shape = CATALOG[model].shape
-    wanted = shape.lora_parameters(r, list(layers))
+    wanted, deep = shape.lora_parameters(r, list(layers)), shape.num_hidden_layers
     if answer == wanted:
-        return print(
-            f"Right. That is {wanted / shape.parameters():.3%} of the model: two thin matrices for each chosen layer, and no other."
-        )
+        share = wanted / shape.parameters()
+        return f"Right. That is {share:.3%} of the model: two thin matrices for each chosen layer, and no other."
     sizes = [shape.linear_layers()[layer] for layer in layers]
     slips = {
-        wanted // shape.num_hidden_layers: "that is one transformer layer. How many does the model have?",
+        wanted // deep: "that is one transformer layer. How many does the model have?",
         shape.lora_parameters(r): "that is for all linear layers; only two of them are asked for here.",
-        shape.num_hidden_layers
-        * sum(i * o for i, o in sizes): "that is the size of the layers themselves. Which matrices learn?",
-        shape.num_hidden_layers * r * sum(i for i, _ in sizes): "A alone, without B.",
-        shape.num_hidden_layers * r * sum(o for _, o in sizes): "B alone, without A.",
-        shape.num_hidden_layers * r * sum(2 * i for i, _ in sizes): "v_proj is not square: look at its (in, out).",
+        deep * sum(i * o for i, o in sizes): "that is the size of the layers themselves. Which matrices learn?",
+        deep * r * sum(i for i, _ in sizes): "A alone, without B.",
+        deep * r * sum(o for _, o in sizes): "B alone, without A.",
+        deep * r * sum(2 * i for i, _ in sizes): "v_proj is not square: look at its (in, out).",
         shape.lora_parameters(1, list(layers)): "that would be rank 1.",
     }
-    print(
-        f"Not yet: {slips.get(answer, 'A has r x in numbers and B has out x r, for each chosen layer of each transformer layer.')}"
-    )
+    what = "A has r x in numbers and B has out x r, for each chosen layer of each transformer layer."
+    raise NotYet(slips.get(int(answer), what))
 
 
-def check_lora_layer(answer: Any) -> None:
+@exercise("the function itself, without brackets", function)
+def check_lora_layer(answer: Callable[..., Any]) -> str:
     """Does `answer(x, weight, a, b, alpha, rank)` give what a LoRA layer gives?"""
-    if answer is None:
-        return print("Your turn: write the function, then hand it to the check.")
-    if not callable(answer):
-        return print("Not yet: the check needs the function itself, without brackets.")
     chance = torch.Generator().manual_seed(0)
     for outputs, inputs, rank, alpha in SHAPES:
         shapes = [(2, 3, inputs), (outputs, inputs), (rank, inputs), (outputs, rank)]
         x, weight, a, b = (torch.randn(shape, generator=chance) for shape in shapes)
-        before = weight.clone()
-        try:
-            given = torch.as_tensor(answer(x, weight, a, b, alpha, rank), dtype=torch.float32, device="cpu")
-        except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else "no message"
-            return print(
-                f"Not yet: with W {outputs} x {inputs} and rank {rank}, your function raises {type(error).__name__}: {said}"
-            )
+        before, case = weight.clone(), (x, weight, a, b, alpha, rank)
+        given = attempt(lambda case=case: _tensor(answer(*case)), f"with W {outputs} x {inputs} and rank {rank}, ")
         plain, learned = x @ before.T, x @ a.T @ b.T
         wanted = plain + alpha / rank * learned
         if not torch.equal(weight, before):
-            return print("Not yet: your function changes W. It is frozen: add to the layer's output instead.")
+            raise NotYet("your function changes W. It is frozen: add to the layer's output instead.")
         if given.shape != wanted.shape:
-            return print(
-                f"Not yet: x has shape {tuple(x.shape)} and W {outputs} x {inputs}, so the output has shape {tuple(wanted.shape)}; "
+            raise NotYet(
+                f"x has shape {tuple(x.shape)} and W {outputs} x {inputs}, so the output has shape {tuple(wanted.shape)}; "
                 f"yours has {tuple(given.shape)}."
             )
         if not torch.allclose(given, wanted, atol=NEAR):
-            return print(f"Not yet: {_layer_hint(given, plain, learned, alpha, rank)}")
-    print(
-        "Right, for three shapes. The pair never becomes a large matrix here: x goes through A, which makes it short, and then through B."
-    )
+            raise NotYet(_layer_hint(given, plain, learned, alpha, rank))
+    return "Right, for three shapes. The pair never becomes a large matrix here: x goes through A, which makes it short, and then through B."
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    return torch.as_tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _layer_hint(given: torch.Tensor, plain: torch.Tensor, learned: torch.Tensor, alpha: float, rank: int) -> str:
-    if torch.allclose(given, plain, atol=NEAR):
-        return "that is the frozen layer alone."
-    if torch.allclose(given, alpha / rank * learned, atol=NEAR):
-        return "that is the adapter alone; the frozen layer's output belongs to it."
-    if torch.allclose(given, plain + learned, atol=NEAR):
-        return "the scale is missing."
-    if torch.allclose(given, plain + alpha * learned, atol=NEAR):
-        return "alpha is divided by something first."
-    if torch.allclose(given, alpha / rank * (plain + learned), atol=NEAR):
-        return "the scale is for the adapter only, not for W."
-    return "the shape is right, the values are not. The output is x Wᵀ + (alpha / r) x Aᵀ Bᵀ."
-
-
-def check_best_pair(answer: Any, rank: int = 3) -> None:
-    """Does `answer(change, rank)` give (b, a) of that rank whose product is as near to `change` as any can be?"""
-    if answer is None:
-        return print("Your turn: write the function, then hand it to the check.")
-    if not callable(answer):
-        return print("Not yet: the check needs the function itself, without brackets.")
-    chance = torch.Generator().manual_seed(0)
-    for outputs, inputs in [(12, 8), (6, 15)]:
-        change = torch.randn((outputs, inputs), generator=chance)
-        try:
-            b, a = (
-                torch.as_tensor(matrix, dtype=torch.float32, device="cpu") for matrix in answer(change.clone(), rank)
-            )
-        except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else "no message"
-            return print(
-                f"Not yet: with a change of {outputs} x {inputs}, your function raises {type(error).__name__}: {said}"
-            )
-        if b.shape != (outputs, rank) or a.shape != (rank, inputs):
-            return print(
-                f"Not yet: for a change of {outputs} x {inputs} and rank {rank}, B is {outputs} x {rank} and A is {rank} x {inputs}; "
-                f"yours are {tuple(b.shape)} and {tuple(a.shape)}."
-            )
-        smallest = torch.linalg.svdvals(change)[rank:].norm()
-        error = (change - b @ a).norm()
-        if not error <= AS_GOOD_AS * smallest:
-            return print(
-                f"Not yet: your product misses {error / change.norm():.0%} of the change, and {smallest / change.norm():.0%} is possible. "
-                f"{_pair_hint(change, rank, b, a)}"
-            )
-    print(
-        "Right: no pair of this rank is nearer. Training finds its pair by small steps instead, without ever seeing the change it looks for."
+    slips = [
+        (plain, "that is the frozen layer alone."),
+        (alpha / rank * learned, "that is the adapter alone; the frozen layer's output belongs to it."),
+        (plain + learned, "the scale is missing."),
+        (plain + alpha * learned, "alpha is divided by something first."),
+        (alpha / rank * (plain + learned), "the scale is for the adapter only, not for W."),
+    ]
+    found = [(torch.allclose(given, slip, atol=NEAR), hint) for slip, hint in slips]
+    return first_hint(
+        *found, (True, "the shape is right, the values are not. The output is x Wᵀ + (alpha / r) x Aᵀ Bᵀ.")
     )
 
 
-def _pair_hint(change: torch.Tensor, rank: int, b: torch.Tensor, a: torch.Tensor) -> str:
+@exercise("the function itself, without brackets", function)
+def check_best_pair(answer: Callable[[torch.Tensor, int], Any], rank: int = 3) -> str:
+    """Does `answer(change, rank)` give (b, a) of that rank whose product is as near to `change` as any can be?"""
+    chance = torch.Generator().manual_seed(0)
+    for outputs, inputs in [(12, 8), (6, 15)]:
+        change = torch.randn((outputs, inputs), generator=chance)
+        case = f"with a change of {outputs} x {inputs}, "
+        b, a = attempt(lambda change=change: _pair(answer(change.clone(), rank)), case)
+        if b.shape != (outputs, rank) or a.shape != (rank, inputs):
+            raise NotYet(
+                f"for a change of {outputs} x {inputs} and rank {rank}, B is {outputs} x {rank} and A is {rank} x {inputs}; "
+                f"yours are {tuple(b.shape)} and {tuple(a.shape)}."
+            )
+        smallest, error = torch.linalg.svdvals(change)[rank:].norm(), (change - b @ a).norm()
+        if not error <= AS_GOOD_AS * smallest:
+            missed, possible = error / change.norm(), smallest / change.norm()
+            hint = _pair_hint(change, rank, b @ a)
+            raise NotYet(f"your product misses {missed:.0%} of the change, and {possible:.0%} is possible. {hint}")
+    return "Right: no pair of this rank is nearer. Training finds its pair by small steps instead, without ever seeing the change it looks for."
+
+
+def _pair(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    b, a = given
+    return _tensor(b), _tensor(a)
+
+
+def _pair_hint(change: torch.Tensor, rank: int, product: torch.Tensor) -> str:
     u, sizes, v = torch.linalg.svd(change, full_matrices=False)
-    product, kept = b @ a, slice(None, rank)
-    if torch.allclose(product, u[:, kept] @ v[kept], atol=NEAR):
-        return "The singular values are missing."
-    if torch.allclose(product, (u[:, kept] * sizes[kept] ** 2) @ v[kept], atol=NEAR):
-        return "The singular values belong to one of the two matrices, or their roots to both."
-    if torch.allclose(product, (u[:, -rank:] * sizes[-rank:]) @ v[-rank:], atol=NEAR):
-        return "Those are the smallest parts. Keep the largest."
-    return "torch.linalg.svd writes a matrix as a sum of rank-1 parts, largest first."
+    kept, last = slice(None, rank), slice(-rank, None)
+    slips = [
+        (u[:, kept] @ v[kept], "The singular values are missing."),
+        (
+            (u[:, kept] * sizes[kept] ** 2) @ v[kept],
+            "The singular values belong to one of the two matrices, or their roots to both.",
+        ),
+        ((u[:, last] * sizes[last]) @ v[last], "Those are the smallest parts. Keep the largest."),
+    ]
+    found = [(torch.allclose(product, slip, atol=NEAR), hint) for slip, hint in slips]
+    return first_hint(*found, (True, "torch.linalg.svd writes a matrix as a sum of rank-1 parts, largest first."))

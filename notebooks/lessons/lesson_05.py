@@ -1,13 +1,8 @@
-"""Four short runs for lesson 05, each with another fault planted (one with none), shown without their names until they are named.
+"""Lesson 05: four runs with a fault in three of them, what is learned first, and the checks of the exercises.
 
-runs = faulty_runs(small, plan, model, tokenizer, training, validation)     # letter -> PlantedRun, drawn while they train
-reveal(runs)                                                                 # what was done to each, and the verdict
-
-What is learned first, the form or the facts? The loss of an answer's fixed phrases beside the loss of everything else.
-
-form, facts = loss_by_part(model, tokenizer, examples, OPENINGS)
-
-Checks for lesson 05: the step to keep, a rule that stops, and an interval for an improvement.
+runs = faulty_runs(small, plan, model, tokenizer, training, validation)     # letter -> FaultyRun, drawn while they train
+reveal(runs)                                                                # what was done to each, and the diagnosis
+form, facts = loss_by_part(model, tokenizer, examples, OPENINGS)            # loss of fixed phrases, and of everything else
 """
 
 from __future__ import annotations
@@ -37,6 +32,17 @@ from helpers.metrics import bootstrap_interval
 from helpers.plots import BEST, MUTED, TRAIN, VALIDATION, Place
 from helpers.runs import History
 from helpers.train import build_trainer
+from notebooks.lessons.scaffold import (
+    NotYet,
+    attempt,
+    bare_axes,
+    bare_figure,
+    exercise,
+    first_hint,
+    function,
+    note,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +55,7 @@ if TYPE_CHECKING:
 FEW = 4  # examples of the run that sees too few of them
 # What is done to each run: (learning rate, training examples; None: all). Usual for LoRA are 1e-4 to 5e-4; these runs have a dozen
 # steps and take larger ones.
-PLANTED: dict[str, tuple[float, int | None]] = {
+FAULTS: dict[str, tuple[float, int | None]] = {
     "healthy": (1e-3, None),
     "underfit": (1e-6, None),
     "overfit": (2e-3, FEW),
@@ -59,10 +65,10 @@ TOP = 1.35  # the charts end at so many times the untrained model's loss; what l
 
 
 @dataclass
-class PlantedRun:
+class FaultyRun:
     """One of the four. What was done to it is not printed, so that showing the object gives nothing away."""
 
-    planted: str = field(repr=False)
+    fault: str = field(repr=False)
     learning_rate: float = field(repr=False)
     examples: int = field(repr=False)
     history: History = field(default_factory=list, repr=False)
@@ -76,28 +82,26 @@ def faulty_runs(
     training: Dataset,
     validation: Dataset,
     seed: int = 0,
-) -> dict[str, PlantedRun]:
+) -> dict[str, FaultyRun]:
     """Train the four runs from the same start, in an order that only the seed knows, and draw them as they go.
 
     Args:
         config: steps, batch and evaluations of each; its learning rate is replaced.
     """
-    kinds = list(PLANTED)
+    kinds = list(FAULTS)
     random.Random(seed).shuffle(kinds)
-    runs: dict[str, PlantedRun] = {}
+    runs: dict[str, FaultyRun] = {}
     place = Place()
 
     def redraw() -> None:
         if has_notebook():
-            place.show(
-                four_curves(runs, config.max_steps),
-                f"Training and validation loss of the runs {', '.join(runs)}, without their names",
-            )
+            words = f"Training and validation loss of the runs {', '.join(runs)}, without their names"
+            place.show(four_curves(runs, config.max_steps), words)
 
     for letter, kind in zip("ABCD", kinds):
-        rate, examples = PLANTED[kind]
+        rate, examples = FAULTS[kind]
         chosen = training if examples is None else training.select(range(min(examples, len(training))))
-        runs[letter] = PlantedRun(kind, rate, len(chosen))
+        runs[letter] = FaultyRun(kind, rate, len(chosen))
         settings = replace(config, learning_rate=rate, early_stopping_patience=0)
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(settings, plan, model, tokenizer, chosen, validation, folder)
@@ -109,7 +113,7 @@ def faulty_runs(
     return runs
 
 
-def reveal(runs: Mapping[str, PlantedRun], diagnosis: Mapping[str, str | None] | None = None) -> pd.DataFrame:
+def reveal(runs: Mapping[str, FaultyRun], diagnosis: Mapping[str, str | None] | None = None) -> pd.DataFrame:
     """One row per run: what the learner said, what was done to it, and the verdict on its curve.
 
     Args:
@@ -120,7 +124,7 @@ def reveal(runs: Mapping[str, PlantedRun], diagnosis: Mapping[str, str | None] |
         {
             "run": letter,
             "you said": said.get(letter) or "?",
-            "it is": run.planted,
+            "it is": run.fault,
             "learning rate": f"{run.learning_rate:g}",
             "training examples": run.examples,
             "the verdict on its curve": str(verdict(run.history)),
@@ -130,16 +134,14 @@ def reveal(runs: Mapping[str, PlantedRun], diagnosis: Mapping[str, str | None] |
     return pd.DataFrame(rows).set_index("run")
 
 
-def four_curves(runs: Mapping[str, PlantedRun], steps: int) -> Figure:
+def four_curves(runs: Mapping[str, FaultyRun], steps: int) -> Figure:
     """Training and validation loss of up to four runs on the same axes limits, with letters instead of names."""
-    figure = Figure(figsize=(7.6, 5.6), dpi=110, layout="constrained")
+    figure = bare_figure(7.6, 5.6)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     first = [event["eval_loss"] for run in runs.values() for event in run.history[:1] if event.get("eval_loss")]
     top = TOP * max(first, default=1.0)
     for axes, letter in zip(panels.flat, "ABCD"):
-        axes.set_title(f"run {letter}", loc="left", fontsize=10.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
+        tidy(axes).set_title(f"run {letter}", loc="left", fontsize=10.5)
         axes.set_xlim(-0.4, steps + 0.4)
         axes.set_ylim(0, top)
         if letter in runs:
@@ -155,22 +157,19 @@ def four_curves(runs: Mapping[str, PlantedRun], steps: int) -> Figure:
 
 def bootstrap_chart(means: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]]) -> Figure:
     """Histograms of redrawn means (label -> values), with the interval that holds 95 % of each as a bar above it."""
-    figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = bare_axes(7.2, 2.9)
+    axes.grid(False)
     highest = 0.0
     for (label, values), color in zip(means.items(), (MUTED, BEST)):
         counts, _, _ = axes.hist(values, bins=25, range=(0, 1), color=color, alpha=0.75, edgecolor="white", label=label)
         highest = max(highest, counts.max())
     for (low, high), color in zip(intervals.values(), (MUTED, BEST)):
         axes.plot([low, high], [highest * 1.08] * 2, color=color, linewidth=5, solid_capstyle="butt")
-        axes.annotate(
-            f"{low:.0%} to {high:.0%}", ((low + high) / 2, highest * 1.12), ha="center", va="bottom", fontsize=8.5
-        )
+        words, middle = f"{low:.0%} to {high:.0%}", (low + high) / 2
+        note(axes, words, (middle, highest * 1.12), (0, 0), ha="center", va="bottom")
     axes.set_ylim(0, highest * 1.3)
     axes.set_xlim(-0.04, 1.04)
-    axes.set_xlabel("mean score of the redrawn letters")
-    axes.set_ylabel("drawings")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="mean score of the redrawn letters", ylabel="drawings")
     axes.legend(frameon=False, loc="center right")
     return figure
 
@@ -191,16 +190,9 @@ def _draw(axes: Axes, history: History, top: float) -> None:
 
 
 def _above(axes: Axes, words: str) -> None:
-    axes.annotate(
-        words,
-        (0.98, 1.0),
-        xytext=(0.98, 0.84),
-        xycoords="axes fraction",
-        ha="right",
-        fontsize=9,
-        color=TRAIN,
-        arrowprops={"arrowstyle": "->", "color": TRAIN},
-    )
+    arrow = {"arrowstyle": "->", "color": TRAIN}
+    looks = {"xycoords": "axes fraction", "ha": "right", "fontsize": 9, "color": TRAIN, "arrowprops": arrow}
+    axes.annotate(words, (0.98, 1.0), xytext=(0.98, 0.84), **looks)
 
 
 class _Writer(TrainerCallback):
@@ -210,11 +202,8 @@ class _Writer(TrainerCallback):
         self.history, self.redraw = history, redraw
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        event = {
-            key: value if math.isfinite(value) else None
-            for key, value in (logs or {}).items()
-            if key in ("loss", "eval_loss")
-        }
+        losses = {key: (logs or {})[key] for key in ("loss", "eval_loss") if key in (logs or {})}
+        event = {key: value if math.isfinite(value) else None for key, value in losses.items()}
         if event:
             self.history.append({"step": state.global_step, **event})
         if "eval_loss" in event:
@@ -275,98 +264,69 @@ def spans(answer: str, phrases: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
+# ------------------------------------------------------------------------------------------- checks of the exercises
+
 NEAR = 0.02  # a ratio may be rounded to two digits
-LISTS = 200  # of random validation losses that a stopping rule is tried on
+TRIALS = 200  # random lists of validation losses that a stopping rule is tried on
 LETTERS = 40  # scores in each trial of an interval
 
 
-def check_step_to_keep(answer: Any, curve: Sequence[tuple[int, float]]) -> None:
+@exercise("a pair of two numbers, (step, ratio)")
+def check_step_to_keep(answer: Any, curve: Sequence[tuple[int, float]]) -> str:
     """Is `answer` (the step to keep, perplexity at the end / perplexity at that step)?
 
     Args:
         curve: (step, validation loss); the first is the untrained model.
     """
-    if answer is None:
-        return print("Your turn: replace None by a pair, (step, ratio).")
     try:
         step, ratio = (float(value) for value in answer)
     except (TypeError, ValueError):
-        return print("Not yet: the answer is a pair of two numbers, (step, ratio).")
+        raise NotYet("the answer is a pair of two numbers, (step, ratio).") from None
     best_step, best = min(curve[1:], key=lambda point: point[1])
     last = curve[-1][1]
-    if step != best_step:
-        return print(
-            "Not yet: the step to keep is the one where the validation loss is lowest, whatever training did afterwards."
-        )
     wanted = exp(last - best)
-    if abs(ratio - last / best) <= NEAR and abs(ratio - wanted) > NEAR:
-        return print("Not yet: that is the ratio of the losses. Perplexity is exp(loss); divide those.")
-    if abs(ratio - 1 / wanted) <= NEAR and abs(ratio - wanted) > NEAR:
-        return print("Not yet: it is the other way round. The last step is the worse one, so the ratio is above 1.")
-    if not abs(ratio - wanted) <= NEAR:
-        return print(
-            "Not yet: the step is right. For the ratio, take exp() of both losses and divide the last by the best."
+    if step != best_step:
+        raise NotYet(
+            "the step to keep is the one where the validation loss is lowest, whatever training did afterwards."
         )
-    print(
-        f"Right. Keeping the last step would mean to choose, at each token, among {wanted:.1f} times as many candidates as the best step."
+    if abs(ratio - wanted) <= NEAR:
+        return (
+            f"Right. Keeping the last step would mean to choose, at each token, among {wanted:.1f} times as many candidates as the "
+            "best step."
+        )
+    raise NotYet(
+        first_hint(
+            (
+                abs(ratio - last / best) <= NEAR,
+                "that is the ratio of the losses. Perplexity is exp(loss); divide those.",
+            ),
+            (
+                abs(ratio - 1 / wanted) <= NEAR,
+                "it is the other way round. The last step is the worse one, so the ratio is above 1.",
+            ),
+            (True, "the step is right. For the ratio, take exp() of both losses and divide the last by the best."),
+        )
     )
 
 
-def check_stopping(answer: Any) -> None:
+@exercise("the function itself, without brackets", function)
+def check_stopping(answer: Callable[[list[float], int], Any]) -> str:
     """Does `answer(losses, patience)` give the number of the evaluation after which training stops, or None if it never does?"""
-    if answer is None:
-        return print("Your turn: write the function, then hand it to the check.")
-    if not callable(answer):
-        return print("Not yet: the check needs the function itself, without brackets.")
     chance = random.Random(0)
-    trials = [
-        ([3.0, 2.0, 2.1, 2.2, 1.9], 2),
-        ([3.0, 2.0, 2.1, 1.9, 2.0, 2.1], 2),
-        ([3.0, 2.0, 1.0], 1),
-        ([2.0, 2.0, 2.0], 2),
-        ([], 1),
-    ]
-    trials += [
-        ([chance.choice([1.0, 1.5, 2.0, 2.5]) for _ in range(chance.randint(1, 9))], chance.randint(1, 4))
-        for _ in range(LISTS)
-    ]
+    trials = [([3.0, 2.0, 2.1, 2.2, 1.9], 2), ([3.0, 2.0, 2.1, 1.9, 2.0, 2.1], 2), ([3.0, 2.0, 1.0], 1)]
+    trials += [([2.0, 2.0, 2.0], 2), ([], 1)]
+    for _ in range(TRIALS):
+        losses = [chance.choice([1.0, 1.5, 2.0, 2.5]) for _ in range(chance.randint(1, 9))]
+        trials.append((losses, chance.randint(1, 4)))
     for losses, patience in trials:
-        try:
-            given = answer(list(losses), patience)
-        except Exception as error:
-            return print(
-                f"Not yet: for losses={losses}, patience={patience} your function raises {type(error).__name__}: {error}."
+        case = f"losses={losses}, patience={patience}"
+        given = attempt(lambda losses=losses, patience=patience: answer(list(losses), patience), f"for {case} ")
+        if isinstance(given, bool) or given != _stops_after(losses, patience):
+            raise NotYet(
+                f"{case} gives {given!r}. Count the evaluations in a row that are not below the best so far, set the count back to "
+                "0 at each new best, and number the evaluations from 1."
             )
-        wanted = _stops_after(losses, patience)
-        if isinstance(given, bool) or given != wanted:
-            return print(
-                f"Not yet: losses={losses}, patience={patience} gives {given!r}. Count the evaluations in a row that are not below the "
-                "best so far, set the count back to 0 at each new best, and number the evaluations from 1."
-            )
-    print(f"Right, on {len(trials)} lists. The same rule stops the kit's runs; an equal loss is no new best.")
-
-
-def check_interval(answer: Any) -> None:
-    """Does `answer(before, after)` give the 95 % bootstrap interval of the mean improvement, pair by pair?"""
-    if answer is None:
-        return print("Your turn: write the function, then hand it to the check.")
-    if not callable(answer):
-        return print("Not yet: the check needs the function itself, without brackets.")
-    for seed in range(3):
-        before, after = _scores(seed)
-        try:
-            low, high = (float(value) for value in answer(before.tolist(), after.tolist()))
-        except Exception as error:
-            return print(
-                f"Not yet: your function must take two lists and return (low, high); {type(error).__name__}: {error}."
-            )
-        wanted = bootstrap_interval(after - before)
-        if _near((low, high), wanted):
-            continue
-        return print(f"Not yet: {_hint(before, after, (low, high), wanted)}")
-    print(
-        "Right. In pairs, the interval is much narrower than that of either mean: what makes one letter harder than another cancels out."
-    )
+    return f"Right, on {len(trials)} lists. The same rule stops the kit's runs; an equal loss is no new best."
 
 
 def _stops_after(losses: Sequence[float], patience: int) -> int | None:
@@ -376,6 +336,24 @@ def _stops_after(losses: Sequence[float], patience: int) -> int | None:
         if waited >= patience:
             return number
     return None
+
+
+@exercise("the function itself, without brackets", function)
+def check_interval(answer: Callable[[list[float], list[float]], Any]) -> str:
+    """Does `answer(before, after)` give the 95 % bootstrap interval of the mean improvement, pair by pair?"""
+    for seed in range(3):
+        before, after = _scores(seed)
+        low, high = attempt(
+            lambda pair=(before, after): [float(value) for value in answer(pair[0].tolist(), pair[1].tolist())][:2],
+            "it must take two lists and return (low, high); ",
+        )
+        wanted = bootstrap_interval(after - before)
+        if not _near((low, high), wanted):
+            raise NotYet(_interval_hint(before, after, (low, high), wanted))
+    return (
+        "Right. In pairs, the interval is much narrower than that of either mean: what makes one letter harder than another cancels "
+        "out."
+    )
 
 
 def _scores(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -391,26 +369,33 @@ def _near(found: tuple[float, float], wanted: tuple[float, float], share: float 
     return bool(abs(found[0] - wanted[0]) <= allowed and abs(found[1] - wanted[1]) <= allowed)
 
 
-def _hint(before: np.ndarray, after: np.ndarray, found: tuple[float, float], wanted: tuple[float, float]) -> str:
-    low, high = found
-    if _near((-high, -low), wanted):
-        return "the sign is turned round. An improvement is after minus before."
-    center = (low + high) / 2
-    if abs(center - (wanted[0] + wanted[1]) / 2) > wanted[1] - wanted[0]:
-        return "the interval should lie around the mean of the differences, after minus before."
-    apart = _unpaired_width(before, after)
-    if abs((high - low) - apart) < 0.3 * apart:
-        return "before and after were redrawn apart from each other. They are pairs: redraw the differences, or the same letters for both."
-    if high - low > apart:
-        return "that is how the single differences spread. Wanted is how their mean would: redraw the letters, take the mean, many times."
-    return "the ends are off. Redraw as many differences as there are, with replacement, take the mean, and do that thousands of times."
+def _interval_hint(
+    before: np.ndarray, after: np.ndarray, found: tuple[float, float], wanted: tuple[float, float]
+) -> str:
+    (low, high), width, apart = found, wanted[1] - wanted[0], _unpaired_width(before, after)
+    return first_hint(
+        (_near((-high, -low), wanted), "the sign is turned round. An improvement is after minus before."),
+        (
+            abs((low + high) / 2 - sum(wanted) / 2) > width,
+            "the interval should lie around the mean of the differences, after minus before.",
+        ),
+        (
+            abs((high - low) - apart) < 0.3 * apart,
+            "before and after were redrawn apart from each other. They are pairs: redraw the differences.",
+        ),
+        (
+            high - low > apart,
+            "that is how single differences spread. Wanted is how their mean would: redraw, take the mean, many times.",
+        ),
+        (
+            True,
+            "the ends are off. Redraw as many differences as there are, with replacement, and take the mean, thousands of times.",
+        ),
+    )
 
 
 def _unpaired_width(before: np.ndarray, after: np.ndarray, draws: int = 2000) -> float:
     chance = np.random.default_rng(0)
-
-    def mean_of(values: np.ndarray) -> np.ndarray:
-        return values[chance.integers(0, len(values), (draws, len(values)))].mean(axis=1)
-
-    low, high = np.quantile(mean_of(after) - mean_of(before), [0.025, 0.975])
+    redrawn = [scores[chance.integers(0, LETTERS, (draws, LETTERS))].mean(axis=1) for scores in (after, before)]
+    low, high = np.quantile(redrawn[0] - redrawn[1], [0.025, 0.975])
     return float(high - low)

@@ -27,7 +27,7 @@ from helpers.hardware import KNOWN_GPUS
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
 from helpers.recipe import total_steps
-from notebooks.lessons import precision
+from notebooks.lessons import scaffold
 from notebooks.lessons.lesson_02 import short_examples
 from tests.rehearsal.card_rules import complaints
 from tools.course import ROOT, code_cells, lessons, read, solutions
@@ -300,7 +300,7 @@ def test_without_the_scale_fp16_would_lose_a_part_of_the_gradient(in_dtype, monk
         return lesson["gradient"]([lesson["four"]], lambda rows: 3000 * lesson["answer_tokens"])
 
     exact, scaled = small("float32"), small("float16")
-    monkeypatch.setattr(precision, "LOSS_SCALE", 1)
+    monkeypatch.setattr(scaffold, "LOSS_SCALE", 1)
     bare = small("float16")
     say(f"fp16 without the scale: {away(bare, exact):.4f} from fp32, with it {away(scaled, exact):.4f}")
     assert away(scaled, exact) < GRADIENT["float16"] < away(bare, exact)
