@@ -10,7 +10,8 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 NAME = "[0-9][0-9]_*.ipynb"
-CHECKS = "notebooks.lessons"  # the package whose functions tell a right answer from a wrong one
+CHECKS = "notebooks.lessons"  # where the functions are that tell a right answer from a wrong one
+CHECK_IMPORT = re.compile(rf"from {re.escape(CHECKS)}\S* import .*\bcheck_")
 TABLE = re.compile(
     r"^\| machine \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 )  # of times and memory, made by tools.lesson_tables

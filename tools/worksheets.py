@@ -119,7 +119,7 @@ def is_kept(cell: nbformat.NotebookNode, text_before: str, section: str, first: 
         or sets_config
         or section.startswith("Exercises")
         or CATCH_UP in f"{section} {text_before}".lower()
-        or course.CHECKS in cell.source
+        or course.CHECK_IMPORT.search(cell.source) is not None
         or "your turn" in cell.source.lower()
         or "choose_model(" in cell.source  # loading what the lesson is not about
         or len(course.lines_of_code(cell)) > GIVEN_ABOVE

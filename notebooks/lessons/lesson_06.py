@@ -171,10 +171,10 @@ def check_prompt(answer: Callable[[list[dict[str, str]]], Any], tokenizer: PreTr
             raise NotYet(f"the result must be a text, and yours is of the type {type(given).__name__}.")
         if given != wanted:
             same = first_difference(given, wanted)
-            ends = (
-                "and there yours ends"
-                if same == len(given)
-                else "then look at what the template puts there, if anything"
+            ends = first_hint(
+                (same == len(given), "and there yours ends"),
+                (same == len(wanted), "and yours goes on after that"),
+                (True, "then look at what the template puts there, spaces and line breaks too"),
             )
             there = given[max(0, same - 12) : same]
             raise NotYet(f"the first {same} of {len(wanted)} characters are right, up to ...{there!r}; {ends}.")
