@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp combinations gpu-report test-colab test-newest clean
+.PHONY: lines help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp combinations gpu-report test-colab test-newest clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-newest the quickstart and what depends on versions, on the newest versions of everything"
 	@echo "make combinations  which kinds of training step plans choose, for tests/rehearsal (an hour; when planner or menu have changed)"
 	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
+	@echo "make lint        format, lint, types (under 30 seconds)"
+	@echo "make lines       how thin the package is: lines of each room beside its budget"
 	@echo "make test-fast   the tests that need no trained model (under 3 minutes on 2 cores)"
 
 install: $(VENV)/installed
@@ -40,11 +42,15 @@ offline-bundle: install
 lint: install
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # Minutes of each stage on 2 cores of an otherwise idle machine, 2026-11-24, before Colab's own pair replaced the nearest one: quickstart
 # 6.1, test-fast 2.6, test-slow 18.3, notebooks 10.1, test-colab 7.6; with the rest 46.7. CI's bar is 60 minutes in all.
 test:
 	$(PYTHON) -m tools.stages "make install" "make lint" "make quickstart" "make test-fast" "make test-slow"
+
+lines: install
+	$(BIN)/python -m tools.lines
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.config import TrainConfig
-from helpers.plan import Plan
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig
+
+    from helpers.plan import Plan
 
 
 def quantization_kwargs(config: TrainConfig, plan: Plan) -> dict[str, Any] | None:

@@ -1,0 +1,63 @@
+"""The package keeps its shape: arrows between its rooms go one way, and no room grows."""
+
+import ast
+
+import pytest
+
+from tools import course
+from tools.lines import LARGEST_FILE, LARGEST_FUNCTION, count, imports, reached, rows
+
+# A module imports only from its own row and from rows above it.
+ROWS = [
+    ["config", "hardware", "files"],
+    ["setup", "registry", "compat"],
+    ["memory", "recipe", "hub", "bundled", "weights"],
+    ["dryrun"],
+    ["plan", "planner"],
+    ["menu"],
+    ["data"],
+    ["checkpoints", "runs", "diagnosis", "plots"],
+    ["models"],
+    ["callbacks", "live", "trainer", "guards", "train", "metrics"],
+    ["evaluation"],
+    ["export"],
+    ["panel"],
+]
+ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
+FILES = sorted((course.ROOT / "helpers").rglob("*.py"))
+WITHOUT_TORCH = ["config", "hardware", "registry", "memory", "recipe", "planner", "menu", "diagnosis", "setup"]
+
+
+def name_of(path):
+    return ".".join(path.relative_to(course.ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_arrows_go_one_way(path):
+    name = name_of(path)
+    own = name.split(".")[1] if "." in name else None
+    for imported in imports(path.read_text(encoding="utf-8")):
+        room = imported.split(".")[1]
+        assert own is None or ROW_OF[room] <= ROW_OF[own], f"{name} imports {imported}"
+
+
+def test_lessons_import_helpers_and_never_the_reverse():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = getattr(node, "module", None) or ""
+            assert not (isinstance(node, ast.ImportFrom) and module.startswith("notebooks")), path
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_deciding_needs_no_torch(name):
+    heavy = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
+    for path in reached(f"import helpers.{name}"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:  # what a function imports is imported when it is called
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {module.partition(".")[0] for module in modules}, path
+
+
+def test_no_room_grows():
+    assert [f"{what}: {lines} lines, at most {most}" for what, lines, most, _ in rows() if lines > most] == []
