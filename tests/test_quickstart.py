@@ -9,6 +9,7 @@ import pytest
 
 from helpers.metrics import follows_house_style
 from helpers.runs import Run
+from tests.golden import EXACT, LOOSE, RECORD, golden
 
 pytestmark = pytest.mark.slow
 
@@ -92,3 +93,15 @@ def test_everything_to_keep_is_there(folder):
 def test_the_adapter_names_the_model_and_not_this_machine(folder):
     settings = json.loads((folder / "adapter/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_plan_split_tokens_and_losses_are_those_that_were_recorded(folder, say):
+    wanted, found = json.loads(RECORD.read_text(encoding="utf-8")), golden(folder)
+    assert {name: found[name] for name in ("plan", "split", "token_ids")} == {
+        name: wanted[name] for name in ("plan", "split", "token_ids")
+    }
+    within = EXACT if found["cpu"] == wanted["cpu"] else LOOSE
+    for kind in ("loss", "eval_loss"):
+        apart = max(abs(one / other - 1) for (_, one), (_, other) in zip(found[kind], wanted[kind], strict=True))
+        say(f"{kind}: {len(found[kind])} values at most {apart:.1e} from the recorded ones ({found['cpu']})")
+        assert apart <= within
