@@ -30,7 +30,6 @@ from notebooks.lessons.scaffold import (
     bare_axes,
     bare_figure,
     exercise,
-    first_hint,
     function,
     note,
     number,
@@ -252,23 +251,18 @@ def check_nf4_size(answer: float, model: str = "Llama-3.1-8B-Instruct") -> str:
 
     if is_near(wanted):
         factor = 2 * (linears + rest) / wanted
-        return (
-            f"Right. That is {factor:.1f} times smaller than in 16 bit: nearer to the 4 that people quote than our small model, "
-            "because the embedding is a smaller part of it."
-        )
+        return f"Right. That is {factor:.1f} times smaller than in 16 bit: the embedding is a smaller part than in our small model."
     all_in_4_bit = is_near(nf4_bytes(linears + rest)) or is_near((linears + rest) / 2)
-    raise NotYet(
-        first_hint(
-            (is_near(wanted, 1e9), "that is in GB (10^9 bytes). A GiB has 2^30 bytes."),
-            (is_near(wanted, 1), "that is in bytes; a GiB has 2^30 of them."),
-            (is_near(2 * (linears + rest)), "that is the whole model in 16 bit."),
-            (all_in_4_bit, "not everything is quantized. What stays in 16 bit?"),
-            (is_near(nf4_bytes(linears)), "the linear layers are right, but they are not the whole model."),
-            (is_near(linears / 2 + 2 * rest), "nearly: each block of 64 also needs its scale."),
-            (is_near(nf4_bytes(linears, double_quant=False) + 2 * rest), "that is without double quantization."),
-            (is_near(nf4_bytes(linears) + rest * 4), "the rest is in 16 bit: two bytes for each number, not four."),
-            (True, "add up two parts: the linear layers at their bits per weight, and everything else at two bytes."),
-        )
+    raise NotYet.because(
+        (is_near(wanted, 1e9), "that is in GB (10^9 bytes). A GiB has 2^30 bytes."),
+        (is_near(wanted, 1), "that is in bytes; a GiB has 2^30 of them."),
+        (is_near(2 * (linears + rest)), "that is the whole model in 16 bit."),
+        (all_in_4_bit, "not everything is quantized. What stays in 16 bit?"),
+        (is_near(nf4_bytes(linears)), "the linear layers are right, but they are not the whole model."),
+        (is_near(linears / 2 + 2 * rest), "nearly: each block of 64 also needs its scale."),
+        (is_near(nf4_bytes(linears, double_quant=False) + 2 * rest), "that is without double quantization."),
+        (is_near(nf4_bytes(linears) + rest * 4), "the rest is in 16 bit: two bytes for each number, not four."),
+        otherwise="add up two parts: the linear layers at their bits per weight, and everything else at two bytes.",
     )
 
 
@@ -281,8 +275,7 @@ def check_bits_per_weight(answer: Callable[[int, bool], Any]) -> str:
                 lambda block=block, double=double: float(answer(block, double)), f"with a block of {block}, "
             )
             if not math.isclose(given, 4 + _scale_bits(double) / block, abs_tol=EXACT_BITS):
-                case = f"for a block of {block} {'with' if double else 'without'} double quantization: "
-                raise NotYet(case + _bits_hint(given, block, double))
+                raise _bits_hint(given, block, double)
     return "Right, for four block sizes. Small blocks round better and cost more; double quantization makes blocks of 64 nearly free."
 
 
@@ -290,20 +283,18 @@ def _scale_bits(double: bool) -> float:
     return 8 + 32 / 256 if double else 32
 
 
-def _bits_hint(given: float, block: int, double: bool) -> str:
+def _bits_hint(given: float, block: int, double: bool) -> NotYet:
     def is_near(bits_of_scale: float) -> bool:
         return math.isclose(given, 4 + bits_of_scale / block, abs_tol=EXACT_BITS)
 
-    return first_hint(
-        (is_near(0), "that is the code alone. Where does the scale go?"),
-        (is_near(4) or is_near(1), "bits, not bytes."),
-        (double and is_near(8), "nearly: each 256 scales share one number of 32 bits."),
-        (double and is_near(32), "that scale is still in 32 bits."),
-        (not double and is_near(16), "a scale has 32 bits here, not 16."),
-        (
-            True,
-            "each weight has its code, and a share in what its whole block has to keep: divide that by the weights in the block.",
-        ),
+    case = f"for a block of {block} {'with' if double else 'without'} double quantization: "
+    return NotYet.because(
+        (is_near(0), case + "that is the code alone. Where does the scale go?"),
+        (is_near(4) or is_near(1), case + "bits, not bytes."),
+        (double and is_near(8), case + "nearly: each 256 scales share one number of 32 bits."),
+        (double and is_near(32), case + "that scale is still in 32 bits."),
+        (not double and is_near(16), case + "a scale has 32 bits here, not 16."),
+        otherwise=case + "each weight has its code and a share in what its block keeps: divide that by its weights.",
     )
 
 
@@ -327,26 +318,11 @@ def check_codebook(answer: Any) -> str:
     if torch.allclose(levels, truth, atol=NEAR_LEVEL):
         return "Right: the very levels that bitsandbytes uses. No training data went into them, only the shape of the bell curve."
     below = (levels < -NEAR_LEVEL).sum()
-    raise NotYet(
-        first_hint(
-            (
-                not torch.isclose(levels.abs().max(), torch.tensor(1.0)),
-                "the outermost levels must be -1 and 1, because absmax has scaled every block to that range.",
-            ),
-            (
-                not (levels.abs() < NEAR_LEVEL).any(),
-                "one level must be exactly 0, so that a weight of zero stays zero.",
-            ),
-            (
-                torch.allclose(steps, steps.mean(), atol=NEAR_LEVEL),
-                "these are even steps. Take quantiles of the normal distribution instead.",
-            ),
-            (below == 8, "the spare level belongs to the other side: 7 below zero, 8 above."),
-            (below != 7, "count: 7 levels below zero, zero itself, 8 above."),
-            (
-                True,
-                "the count is right, the places are not. Are the probabilities even steps between one half and the given one, on "
-                "each side?",
-            ),
-        )
+    raise NotYet.because(
+        (abs(levels.abs().max() - 1) > 1e-5, "the outermost levels must be -1 and 1: absmax has scaled to that range."),
+        (not (levels.abs() < NEAR_LEVEL).any(), "one level must be exactly 0, so that a weight of zero stays zero."),
+        ((steps - steps.mean()).abs().max() < NEAR_LEVEL, "these are even steps. Take quantiles of the bell curve."),
+        (below == 8, "the spare level belongs to the other side: 7 below zero, 8 above."),
+        (below != 7, "count: 7 levels below zero, zero itself, 8 above."),
+        otherwise="the count is right, the places are not. Are the probabilities even steps on each side?",
     )

@@ -29,7 +29,6 @@ from notebooks.lessons.scaffold import (
     bare_axes,
     bare_figure,
     exercise,
-    first_hint,
     function,
     mixed_precision,
     note,
@@ -221,12 +220,9 @@ def check_lora_layer(answer: Callable[..., Any]) -> str:
         if not torch.equal(weight, before):
             raise NotYet("your function changes W. It is frozen: add to the layer's output instead.")
         if given.shape != wanted.shape:
-            raise NotYet(
-                f"x has shape {tuple(x.shape)} and W {outputs} x {inputs}, so the output has shape {tuple(wanted.shape)}; "
-                f"yours has {tuple(given.shape)}."
-            )
+            raise NotYet(f"the output has shape {tuple(wanted.shape)}, yours has {tuple(given.shape)}.")
         if not torch.allclose(given, wanted, atol=NEAR):
-            raise NotYet(_layer_hint(given, plain, learned, alpha, rank))
+            raise _layer_hint(given, plain, learned, alpha, rank)
     return "Right, for three shapes. The pair never becomes a large matrix here: x goes through A, which makes it short, and then through B."
 
 
@@ -234,7 +230,7 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.as_tensor(value, dtype=torch.float32, device="cpu")
 
 
-def _layer_hint(given: torch.Tensor, plain: torch.Tensor, learned: torch.Tensor, alpha: float, rank: int) -> str:
+def _layer_hint(given: torch.Tensor, plain: torch.Tensor, learned: torch.Tensor, alpha: float, rank: int) -> NotYet:
     slips = [
         (plain, "that is the frozen layer alone."),
         (alpha / rank * learned, "that is the adapter alone; the frozen layer's output belongs to it."),
@@ -243,9 +239,7 @@ def _layer_hint(given: torch.Tensor, plain: torch.Tensor, learned: torch.Tensor,
         (alpha / rank * (plain + learned), "the scale is for the adapter only, not for W."),
     ]
     found = [(torch.allclose(given, slip, atol=NEAR), hint) for slip, hint in slips]
-    return first_hint(
-        *found, (True, "the shape is right, the values are not. The output is x Wᵀ + (alpha / r) x Aᵀ Bᵀ.")
-    )
+    return NotYet.because(*found, otherwise="the values are not right. The output is x Wᵀ + (alpha / r) x Aᵀ Bᵀ.")
 
 
 @exercise("the function itself, without brackets", function)
@@ -257,10 +251,8 @@ def check_best_pair(answer: Callable[[torch.Tensor, int], Any], rank: int = 3) -
         case = f"with a change of {outputs} x {inputs}, "
         b, a = attempt(lambda change=change: _pair(answer(change.clone(), rank)), case)
         if b.shape != (outputs, rank) or a.shape != (rank, inputs):
-            raise NotYet(
-                f"for a change of {outputs} x {inputs} and rank {rank}, B is {outputs} x {rank} and A is {rank} x {inputs}; "
-                f"yours are {tuple(b.shape)} and {tuple(a.shape)}."
-            )
+            found = f"yours are {tuple(b.shape)} and {tuple(a.shape)}"
+            raise NotYet(f"{case}B is {outputs} x {rank} and A is {rank} x {inputs}; {found}.")
         smallest, error = torch.linalg.svdvals(change)[rank:].norm(), (change - b @ a).norm()
         if not error <= AS_GOOD_AS * smallest:
             missed, possible = error / change.norm(), smallest / change.norm()
@@ -277,13 +269,11 @@ def _pair(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _pair_hint(change: torch.Tensor, rank: int, product: torch.Tensor) -> str:
     u, sizes, v = torch.linalg.svd(change, full_matrices=False)
     kept, last = slice(None, rank), slice(-rank, None)
-    slips = [
-        (u[:, kept] @ v[kept], "The singular values are missing."),
-        (
-            (u[:, kept] * sizes[kept] ** 2) @ v[kept],
-            "The singular values belong to one of the two matrices, or their roots to both.",
-        ),
-        ((u[:, last] * sizes[last]) @ v[last], "Those are the smallest parts. Keep the largest."),
-    ]
-    found = [(torch.allclose(product, slip, atol=NEAR), hint) for slip, hint in slips]
-    return first_hint(*found, (True, "torch.linalg.svd writes a matrix as a sum of rank-1 parts, largest first."))
+    squared = (u[:, kept] * sizes[kept] ** 2) @ v[kept]
+    if torch.allclose(product, u[:, kept] @ v[kept], atol=NEAR):
+        return "The singular values are missing."
+    if torch.allclose(product, squared, atol=NEAR):
+        return "The singular values belong to one of the two matrices, or their roots to both."
+    if torch.allclose(product, (u[:, last] * sizes[last]) @ v[last], atol=NEAR):
+        return "Those are the smallest parts. Keep the largest."
+    return "torch.linalg.svd writes a matrix as a sum of rank-1 parts, largest first."

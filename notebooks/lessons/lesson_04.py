@@ -91,9 +91,7 @@ def check_steps(answer: Any, examples: int, effective_batch: int, micro_batch: i
         return "Right: the micro-batch decides the memory, the effective batch the steps, accumulation makes up the difference."
     if abs(steps - examples / effective_batch) < 1:
         raise NotYet("accumulation is right. May the last step of an epoch see fewer examples than the others?")
-    raise NotYet(
-        "accumulation is right. A step is one update, not one micro-batch, and an epoch shows each example once."
-    )
+    raise NotYet("accumulation is right. A step is one update, and an epoch shows each example once.")
 
 
 @exercise("one of the lengths", number)
@@ -107,9 +105,7 @@ def check_length(answer: float, shape: ModelShape, lengths: Iterable[int], share
         raise NotYet(f"at {answer} tokens it saves {saved:.0%} of the peak, which is too little.")
     if any(saved_by_checkpointing(shape, length) >= share for length in lengths if length < answer):
         raise NotYet(f"at {answer} tokens it does save {share:.0%}, but a shorter length is enough.")
-    return (
-        f"Right: below {answer} tokens the weights fill most of the peak, and checkpointing does not make them smaller."
-    )
+    return f"Right: below {answer} tokens the weights fill most of the peak, and those checkpointing cannot shrink."
 
 
 @exercise("the function itself, without brackets", function)
@@ -134,18 +130,14 @@ def check_accumulate(accumulate: Callable[[Any, MicroBatches], Any]) -> str:
     if not _same(before, _flat(model.parameters())):
         raise NotYet("the weights changed. Only leave the gradients; the optimizer's step comes later.")
     if _same(first, means_summed / 3) or _same(first, means_summed):
-        raise NotYet(
-            "a row of a small micro-batch counts more than one of a large micro-batch. Which count should all be divided by?"
-        )
+        raise NotYet("a row of a small micro-batch counts for more. Which count should all be divided by?")
     if _same(first, summed):
         raise NotYet("this is the gradient of the sum; the direction is right, its size grows with the number of rows.")
     if not _same(first, wanted):
         raise NotYet("the gradient is another one than that of the mean squared error over all rows at once.")
     if not _same(second, wanted):
         raise NotYet("right the first time, but a second call adds to the gradients that the first one left.")
-    return (
-        "Right: divided by the rows of the whole step, micro-batches of any size give the gradient of one large batch."
-    )
+    return "Right: divided by the rows of the whole step, micro-batches of any size give one large batch's gradient."
 
 
 def _weighted_gradient(model: torch.nn.Module, batches: MicroBatches, weights: Sequence[float]) -> torch.Tensor:

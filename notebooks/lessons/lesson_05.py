@@ -38,7 +38,6 @@ from notebooks.lessons.scaffold import (
     bare_axes,
     bare_figure,
     exercise,
-    first_hint,
     function,
     note,
     tidy,
@@ -286,26 +285,13 @@ def check_step_to_keep(answer: Any, curve: Sequence[tuple[int, float]]) -> str:
     last = curve[-1][1]
     wanted = exp(last - best)
     if step != best_step:
-        raise NotYet(
-            "the step to keep is the one where the validation loss is lowest, whatever training did afterwards."
-        )
+        raise NotYet("the step to keep is the one where the validation loss is lowest, whatever came afterwards.")
     if abs(ratio - wanted) <= NEAR:
-        return (
-            f"Right. Keeping the last step would mean to choose, at each token, among {wanted:.1f} times as many candidates as the "
-            "best step."
-        )
-    raise NotYet(
-        first_hint(
-            (
-                abs(ratio - last / best) <= NEAR,
-                "that is the ratio of the losses. Perplexity is exp(loss); divide those.",
-            ),
-            (
-                abs(ratio - 1 / wanted) <= NEAR,
-                "it is the other way round. The last step is the worse one, so the ratio is above 1.",
-            ),
-            (True, "the step is right. For the ratio, take exp() of both losses and divide the last by the best."),
-        )
+        return f"Right. The last step would choose, at each token, among {wanted:.1f} times as many candidates as the best step."
+    raise NotYet.because(
+        (abs(ratio - last / best) <= NEAR, "that is the ratio of the losses. Perplexity is exp(loss); divide those."),
+        (abs(ratio - 1 / wanted) <= NEAR, "it is the other way round: the last step is the worse one."),
+        otherwise="the step is right. For the ratio, take exp() of both losses and divide the last by the best.",
     )
 
 
@@ -322,10 +308,8 @@ def check_stopping(answer: Callable[[list[float], int], Any]) -> str:
         case = f"losses={losses}, patience={patience}"
         given = attempt(lambda losses=losses, patience=patience: answer(list(losses), patience), f"for {case} ")
         if isinstance(given, bool) or given != _stops_after(losses, patience):
-            raise NotYet(
-                f"{case} gives {given!r}. Count the evaluations in a row that are not below the best so far, set the count back to "
-                "0 at each new best, and number the evaluations from 1."
-            )
+            rule = "Count evaluations that are not below the best so far, from 0 again at each new best"
+            raise NotYet(f"{case} gives {given!r}. {rule}; count from 1.")
     return f"Right, on {len(trials)} lists. The same rule stops the kit's runs; an equal loss is no new best."
 
 
@@ -349,11 +333,8 @@ def check_interval(answer: Callable[[list[float], list[float]], Any]) -> str:
         )
         wanted = bootstrap_interval(after - before)
         if not _near((low, high), wanted):
-            raise NotYet(_interval_hint(before, after, (low, high), wanted))
-    return (
-        "Right. In pairs, the interval is much narrower than that of either mean: what makes one letter harder than another cancels "
-        "out."
-    )
+            raise _interval_hint(before, after, (low, high), wanted)
+    return "Right. In pairs, the interval is much narrower than that of either mean: what makes one letter harder cancels out."
 
 
 def _scores(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -371,26 +352,15 @@ def _near(found: tuple[float, float], wanted: tuple[float, float], share: float 
 
 def _interval_hint(
     before: np.ndarray, after: np.ndarray, found: tuple[float, float], wanted: tuple[float, float]
-) -> str:
+) -> NotYet:
     (low, high), width, apart = found, wanted[1] - wanted[0], _unpaired_width(before, after)
-    return first_hint(
+    off_center = abs((low + high) / 2 - sum(wanted) / 2) > width
+    return NotYet.because(
         (_near((-high, -low), wanted), "the sign is turned round. An improvement is after minus before."),
-        (
-            abs((low + high) / 2 - sum(wanted) / 2) > width,
-            "the interval should lie around the mean of the differences, after minus before.",
-        ),
-        (
-            abs((high - low) - apart) < 0.3 * apart,
-            "before and after were redrawn apart from each other. They are pairs: redraw the differences.",
-        ),
-        (
-            high - low > apart,
-            "that is how single differences spread. Wanted is how their mean would: redraw, take the mean, many times.",
-        ),
-        (
-            True,
-            "the ends are off. Redraw as many differences as there are, with replacement, and take the mean, thousands of times.",
-        ),
+        (off_center, "the interval should lie around the mean of the differences, after minus before."),
+        (abs((high - low) - apart) < 0.3 * apart, "these were redrawn apart from each other. They are pairs."),
+        (high - low > apart, "that is how single differences spread. Redraw, take the mean, many times."),
+        otherwise="the ends are off. Redraw as many as there are, with replacement, take the mean, thousands of times.",
     )
 
 

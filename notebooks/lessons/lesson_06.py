@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError
 from safetensors import safe_open
 
 from helpers.models import free_memory
-from notebooks.lessons.scaffold import NotYet, attempt, exercise, first_difference, first_hint, function, number
+from notebooks.lessons.scaffold import NotYet, attempt, exercise, first_difference, function, number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,17 +95,15 @@ def check_adapter_size(answer: float, adapter: str | Path, rank: int) -> str:
 
     if is_near(wanted):
         return "Right. Both matrices of each pair have one side as long as the rank, so the size goes with it, exactly in proportion."
-    raise NotYet(
-        first_hint(
-            (is_near(now), "that is the size at the rank it was trained with."),
-            (is_near(wanted * MB), "that is in bytes; wanted are megabytes of a million bytes."),
-            (is_near(half), "that would be 16-bit numbers. The cell of section 2 prints the precision of the adapter."),
-            (
-                is_near(wanted**2 / now),
-                "the rank is a side of each matrix once, not twice: A has r rows, B has r columns.",
-            ),
-            (True, "Look at the shapes: which side of A and which side of B is the rank? How do the bytes follow?"),
-        )
+    raise NotYet.because(
+        (is_near(now), "that is the size at the rank it was trained with."),
+        (is_near(wanted * MB), "that is in bytes; wanted are megabytes of a million bytes."),
+        (is_near(half), "that would be 16-bit numbers. The cell of section 2 prints the precision of the adapter."),
+        (
+            is_near(wanted**2 / now),
+            "the rank is a side of each matrix once, not twice: A has r rows, B has r columns.",
+        ),
+        otherwise="Look at the shapes: which side of A and which side of B is the rank? How do the bytes follow?",
     )
 
 
@@ -135,29 +133,25 @@ def check_merge(answer: Callable[..., Any]) -> str:
             f"with W {outputs} x {inputs} and rank {rank}, ",
         )
         if not torch.equal(weight, before):
-            raise NotYet(
-                "your function changes the W that it was given. Return a new tensor: += writes into the model."
-            )
+            raise NotYet("your function changes the W that it was given: += writes into the model. Return a new one.")
         if merged.shape != before.shape:
             shape = " x ".join(map(str, merged.shape)) or "one number"
             raise NotYet(f"W is {outputs} x {inputs}, and your result is {shape}.")
         if not torch.allclose(merged, before + alpha / rank * b @ a, atol=1e-4):
-            raise NotYet(_merge_hint(merged - before, before, b @ a, alpha, rank))
+            raise _merge_hint(merged - before, before, b @ a, alpha, rank)
     return "Right, for three shapes. That is all a merge is: afterwards, the layer costs what it cost before, and the adapter is gone."
 
 
-def _merge_hint(change: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, alpha: int, rank: int) -> str:
+def _merge_hint(change: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, alpha: int, rank: int) -> NotYet:
     def is_near(wanted: torch.Tensor) -> bool:
         return torch.allclose(change, wanted, atol=1e-4)
 
-    return first_hint(
-        (torch.allclose(change, torch.zeros(()), atol=1e-6), "the result is W itself. Add what A and B have learned."),
+    scaled = any(is_near(factor * product) for factor in (1.0, alpha, 1 / rank, rank / alpha))
+    return NotYet.because(
+        (is_near(0 * product), "the result is W itself. Add what A and B have learned."),
         (is_near(alpha / rank * product - weight), "that is the change alone. Add it to W."),
-        (
-            any(is_near(factor * product) for factor in (1.0, alpha, 1 / rank, rank / alpha)),
-            "B times A is there, the factor before it is not yet right: lora_alpha / r.",
-        ),
-        (True, "the product is not B times A, in this order."),
+        (scaled, "B times A is there, the factor before it is not yet right: lora_alpha / r."),
+        otherwise="the product is not B times A, in this order.",
     )
 
 
@@ -171,11 +165,9 @@ def check_prompt(answer: Callable[[list[dict[str, str]]], Any], tokenizer: PreTr
             raise NotYet(f"the result must be a text, and yours is of the type {type(given).__name__}.")
         if given != wanted:
             same = first_difference(given, wanted)
-            ends = first_hint(
-                (same == len(given), "and there yours ends"),
-                (same == len(wanted), "and yours goes on after that"),
-                (True, "then look at what the template puts there, spaces and line breaks too"),
-            )
+            ends = "then look at what the template puts there, spaces and line breaks too"
+            if same == len(given) or same == len(wanted):
+                ends = "and there yours ends" if same == len(given) else "and yours goes on after that"
             there = given[max(0, same - 12) : same]
             raise NotYet(f"the first {same} of {len(wanted)} characters are right, up to ...{there!r}; {ends}.")
     return "Right, to the last line break. This is what a Modelfile must say; one character off, and the model reads what it never saw."

@@ -13,7 +13,7 @@ from helpers.config import TrainConfig
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.planner import DoesNotFit, make_plan
 from helpers.registry import CATALOG
-from notebooks.lessons.scaffold import NotYet, attempt, exercise, first_hint, function, number
+from notebooks.lessons.scaffold import NotYet, attempt, exercise, function, number
 
 ENOUGH_RAM = 64 * GIB  # the question is about the cards
 NUMBERS = 6  # in each gradient that `check_combined` hands over
@@ -26,15 +26,13 @@ def check_accumulation(answer: float, effective_batch: int, micro_batch: int, gp
     seen = answer * micro_batch * gpus
     if seen == effective_batch:
         return "Right: three factors, one product. Another number of cards changes the accumulation, and not what is learned."
-    raise NotYet(
-        first_hint(
-            (
-                answer * micro_batch == effective_batch,
-                f"that is right for one GPU. With all of them, a step would see {seen:g} examples.",
-            ),
-            (answer * gpus == effective_batch, "each GPU takes more than one example at a time; see micro_batch."),
-            (True, f"with this accumulation, a step would see {seen:g} examples. How many should it see?"),
-        )
+    raise NotYet.because(
+        (
+            answer * micro_batch == effective_batch,
+            f"that is right for one GPU. With all of them, a step would see {seen:g} examples.",
+        ),
+        (answer * gpus == effective_batch, "each GPU takes more than one example at a time; see micro_batch."),
+        otherwise=f"with this accumulation, a step would see {seen:g} examples. How many should it see?",
     )
 
 
@@ -88,13 +86,11 @@ def check_combined(answer: Callable[[list[torch.Tensor], list[int]], Any]) -> st
             f"with {len(tokens)} workers, ",
         )
         if len(handed) != len(gradients) or any(not _same(one, other) for one, other in zip(handed, gradients)):
-            raise NotYet(
-                "your function changes the gradients that it was given. Put the result into a tensor of its own."
-            )
+            raise NotYet("your function changes the gradients that it was given. Use a tensor of its own.")
         if given.shape != gradients[0].shape:
             raise NotYet(f"each gradient has {NUMBERS} numbers, and your result has the shape {tuple(given.shape)}.")
         if not _same(given, torch.stack(sums).sum(0) / sum(tokens)):
-            raise NotYet(_hint(given, gradients, tokens))
+            raise _hint(given, gradients, tokens)
     return "Right, for two and three workers, and for idle ones. So it does not matter which worker a letter goes to."
 
 
@@ -103,25 +99,18 @@ def _same(one: Any, other: torch.Tensor) -> bool:
     return comparable and torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _hint(given: torch.Tensor, gradients: Sequence[torch.Tensor], tokens: Sequence[int]) -> str:
+def _hint(given: torch.Tensor, gradients: Sequence[torch.Tensor], tokens: Sequence[int]) -> NotYet:
     """What may have gone wrong, without saying how it is right."""
     busy = [(part, count) for part, count in zip(gradients, tokens) if count]
     total = torch.stack([part for part, _ in busy]).sum(0)
     weighted = torch.stack([part * count for part, count in busy]).sum(0)
     workers = {len(busy), len(tokens)}
-    return first_hint(
-        (
-            given.isnan().any(),
-            "a worker without answer tokens hands in nan, and nan times anything is nan. How do you keep it out?",
-        ),
-        (
-            any(_same(given, total / count) for count in workers),
-            "a token of a worker with few tokens counts for more than one of a worker with many.",
-        ),
+    means = any(_same(given, total / count) for count in workers)
+    sizes = any(_same(given, weighted / count) for count in workers | {1})
+    return NotYet.because(
+        (given.isnan().any(), "a worker without answer tokens hands in nan, and nan times anything is nan."),
+        (means, "a token of a worker with few tokens counts for more than one of a worker with many."),
         (_same(given, total), "that is the sum. The size of the gradient would grow with the number of workers."),
-        (
-            any(_same(given, weighted / count) for count in workers | {1}),
-            "the direction is right, its size is not: what would the single process have divided by?",
-        ),
-        (True, f"with {len(tokens)} workers it is another gradient than that of the mean over all answer tokens."),
+        (sizes, "the direction is right, its size is not: what would the single process have divided by?"),
+        otherwise=f"with {len(tokens)} workers it is another gradient than that of the mean over all answer tokens.",
     )

@@ -37,6 +37,11 @@ LOSS_SCALE = (
 class NotYet(Exception):
     """The answer is wrong; the message says what to look at."""
 
+    @classmethod
+    def because(cls, *cases: tuple[Any, str], otherwise: str) -> NotYet:
+        """With the hint of the first case that is true."""
+        return cls(next((hint for is_so, hint in cases if is_so), otherwise))
+
 
 def number(answer: Any) -> None:
     """A finite number, and not True or False."""
@@ -98,11 +103,6 @@ def first_difference(given: str, wanted: str) -> int:
     """How many characters of two texts are the same from the beginning."""
     same = (place for place, (one, other) in enumerate(zip(given, wanted)) if one != other)
     return next(same, min(len(given), len(wanted)))
-
-
-def first_hint(*cases: tuple[Any, str]) -> str:
-    """The hint of the first case that is true; the last case should always be."""
-    return next(hint for is_so, hint in cases if is_so)
 
 
 # ------------------------------------------------------------------------------------------- loops and charts
