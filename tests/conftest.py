@@ -144,3 +144,16 @@ def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: An
         "training": training,
         "validation": validation,
     }
+
+
+@pytest.fixture
+def said(capsys):
+    """`said(check, answer, ...)`: the one line that a check of an exercise prints."""
+
+    def run(check, *arguments, **named):
+        assert check(*arguments, **named) is None
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(("Right", "Not yet", "Your turn"))
+        return lines[0]
+
+    return run

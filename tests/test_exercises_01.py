@@ -12,13 +12,6 @@ SHAPE = CATALOG["Llama-3.1-8B-Instruct"].shape
 LINEARS, REST = SHAPE.linear_parameters(), SHAPE.other_parameters()
 
 
-def said(capsys, check, answer):
-    assert check(answer) is None
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 def bits_per_weight(block, double):
     return 4 + (8 + 32 / 256 if double else 32) / block
 
@@ -31,20 +24,20 @@ def codebook(above=8, below=7, last=0.9677083):
 
 
 @pytest.mark.parametrize("check", [check_nf4_size, check_bits_per_weight, check_codebook])
-def test_a_missing_answer_is_the_readers_turn(capsys, check):
-    assert said(capsys, check, None).startswith("Your turn")
+def test_a_missing_answer_is_the_readers_turn(said, check):
+    assert said(check, None).startswith("Your turn")
 
 
 @pytest.mark.parametrize("check", [check_nf4_size, check_bits_per_weight, check_codebook])
 @pytest.mark.parametrize(
     "answer", ["5", float("nan"), [], {}, True, object(), lambda: 1 / 0, lambda *_: "x", [None] * 16, ["a"] * 16]
 )
-def test_an_absurd_answer_is_not_right_and_does_not_raise(capsys, check, answer):
-    assert said(capsys, check, answer).startswith("Not yet")
+def test_an_absurd_answer_is_not_right_and_does_not_raise(said, check, answer):
+    assert said(check, answer).startswith("Not yet")
 
 
-def test_the_size_in_nf4(capsys):
-    assert said(capsys, check_nf4_size, (nf4_bytes(LINEARS) + 2 * REST) / 2**30).startswith("Right")
+def test_the_size_in_nf4(said):
+    assert said(check_nf4_size, (nf4_bytes(LINEARS) + 2 * REST) / 2**30).startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -62,13 +55,13 @@ def test_the_size_in_nf4(capsys):
         (1234.5, "two parts"),
     ],
 )
-def test_a_wrong_size_gets_the_hint_that_fits(capsys, gib, hint):
-    line = said(capsys, check_nf4_size, gib)
+def test_a_wrong_size_gets_the_hint_that_fits(said, gib, hint):
+    line = said(check_nf4_size, gib)
     assert line.startswith("Not yet") and hint in line
 
 
-def test_the_bits_of_a_weight(capsys):
-    assert said(capsys, check_bits_per_weight, bits_per_weight).startswith("Right")
+def test_the_bits_of_a_weight(said):
+    assert said(check_bits_per_weight, bits_per_weight).startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -84,13 +77,13 @@ def test_the_bits_of_a_weight(capsys):
         (lambda block, double: block / 0, "ZeroDivisionError"),
     ],
 )
-def test_a_wrong_function_gets_the_hint_that_fits(capsys, answer, hint):
-    line = said(capsys, check_bits_per_weight, answer)
+def test_a_wrong_function_gets_the_hint_that_fits(said, answer, hint):
+    line = said(check_bits_per_weight, answer)
     assert line.startswith("Not yet") and hint in line
 
 
-def test_the_codebook_is_the_librarys(capsys):
-    assert said(capsys, check_codebook, codebook()).startswith("Right")
+def test_the_codebook_is_the_librarys(said):
+    assert said(check_codebook, codebook()).startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +99,6 @@ def test_the_codebook_is_the_librarys(capsys):
         (codebook(last=0.99), "places"),
     ],
 )
-def test_a_wrong_codebook_gets_the_hint_that_fits(capsys, answer, hint):
-    line = said(capsys, check_codebook, answer)
+def test_a_wrong_codebook_gets_the_hint_that_fits(said, answer, hint):
+    line = said(check_codebook, answer)
     assert line.startswith("Not yet") and hint in line

@@ -12,13 +12,6 @@ LAYERS = SHAPE.num_hidden_layers
 CHECKS = [check_trainable, check_lora_layer, check_best_pair]
 
 
-def said(capsys, check, answer):
-    assert check(answer) is None
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 def in_place(x, weight, a, b, alpha, rank):
     weight += alpha / rank * b @ a
     return x @ weight.T
@@ -30,20 +23,20 @@ def best_pair(change, rank):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_missing_answer_is_the_readers_turn(capsys, check):
-    assert said(capsys, check, None).startswith("Your turn")
+def test_a_missing_answer_is_the_readers_turn(said, check):
+    assert said(check, None).startswith("Your turn")
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
     "answer", ["5", float("nan"), -1, [], {}, True, object(), lambda: 0, lambda *_: "x", lambda *_: 1 / 0]
 )
-def test_an_absurd_answer_is_not_right_and_does_not_raise(capsys, check, answer):
-    assert said(capsys, check, answer).startswith("Not yet")
+def test_an_absurd_answer_is_not_right_and_does_not_raise(said, check, answer):
+    assert said(check, answer).startswith("Not yet")
 
 
-def test_the_trainable_parameters(capsys):
-    assert said(capsys, check_trainable, SHAPE.lora_parameters(8, QV)).startswith("Right")
+def test_the_trainable_parameters(said):
+    assert said(check_trainable, SHAPE.lora_parameters(8, QV)).startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -59,8 +52,8 @@ def test_the_trainable_parameters(capsys):
         (12345, "for each chosen layer"),
     ],
 )
-def test_a_wrong_count_gets_the_hint_that_fits(capsys, answer, hint):
-    line = said(capsys, check_trainable, answer)
+def test_a_wrong_count_gets_the_hint_that_fits(said, answer, hint):
+    line = said(check_trainable, answer)
     assert line.startswith("Not yet") and hint in line
 
 
@@ -71,8 +64,8 @@ def test_a_wrong_count_gets_the_hint_that_fits(capsys, answer, hint):
         lambda x, w, a, b, alpha, rank: x @ (w + alpha / rank * b @ a).T,
     ],
 )
-def test_a_lora_layer_however_it_is_written(capsys, answer):
-    assert said(capsys, check_lora_layer, answer).startswith("Right")
+def test_a_lora_layer_however_it_is_written(said, answer):
+    assert said(check_lora_layer, answer).startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -89,13 +82,13 @@ def test_a_lora_layer_however_it_is_written(capsys, answer):
         (in_place, "frozen"),
     ],
 )
-def test_a_wrong_layer_gets_the_hint_that_fits(capsys, answer, hint):
-    line = said(capsys, check_lora_layer, answer)
+def test_a_wrong_layer_gets_the_hint_that_fits(said, answer, hint):
+    line = said(check_lora_layer, answer)
     assert line.startswith("Not yet") and hint in line
 
 
-def test_the_best_pair(capsys):
-    assert said(capsys, check_best_pair, best_pair).startswith("Right")
+def test_the_best_pair(said):
+    assert said(check_best_pair, best_pair).startswith("Right")
 
 
 def lopsided(change, rank):
@@ -125,6 +118,6 @@ def twice(change, rank):
         (lambda change, rank: (change[:, :rank] * float("nan"), change[:rank]), "Not yet"),
     ],
 )
-def test_a_worse_pair_gets_the_hint_that_fits(capsys, answer, hint):
-    line = said(capsys, check_best_pair, answer)
+def test_a_worse_pair_gets_the_hint_that_fits(said, answer, hint):
+    line = said(check_best_pair, answer)
     assert line.startswith("Not yet") and hint in line

@@ -16,19 +16,6 @@ TOKENIZER = SimpleNamespace(
 )
 
 
-@pytest.fixture
-def answered(capsys):
-    """What a check prints: always one line, of one of three kinds."""
-
-    def run(check, *arguments):
-        check(*arguments)
-        text = capsys.readouterr().out
-        assert text.count("\n") == 1 and text.startswith(("Right", "Not yet", "Your turn"))
-        return text
-
-    return run
-
-
 @pytest.mark.parametrize(
     "answer, verdict",
     [
@@ -48,22 +35,22 @@ def answered(capsys):
         (10**9, "Not yet"),
     ],
 )
-def test_max_length(answered, answer, verdict):
-    assert answered(check_max_length, answer, LENGTHS).startswith(verdict)
+def test_max_length(said, answer, verdict):
+    assert said(check_max_length, answer, LENGTHS).startswith(verdict)
 
 
-def test_template(answered):
+def test_template(said):
     right = TOKENIZER.apply_chat_template(MESSAGES, tokenize=False)
-    assert answered(check_template, right, MESSAGES, TOKENIZER).startswith("Right")
-    assert answered(check_template, None, MESSAGES, TOKENIZER).startswith("Your turn")
-    assert "white space" in answered(check_template, right.strip(), MESSAGES, TOKENIZER)
-    assert "of the assistant" in answered(check_template, right.replace("On", "on"), MESSAGES, TOKENIZER)
-    said = answered(check_template, right.replace("</s>", "", 1), MESSAGES, TOKENIZER)
+    assert said(check_template, right, MESSAGES, TOKENIZER).startswith("Right")
+    assert said(check_template, None, MESSAGES, TOKENIZER).startswith("Your turn")
+    assert "white space" in said(check_template, right.strip(), MESSAGES, TOKENIZER)
+    assert "of the assistant" in said(check_template, right.replace("On", "on"), MESSAGES, TOKENIZER)
+    line = said(check_template, right.replace("</s>", "", 1), MESSAGES, TOKENIZER)
     assert (
-        f"first {right.index('</s>')} characters" in said and "</s>" not in said
+        f"first {right.index('</s>')} characters" in line and "</s>" not in line
     )  # no more is given away than what was right
     for wrong in ("", "x", 3, [right], right + right, right.encode()):
-        assert answered(check_template, wrong, MESSAGES, TOKENIZER).startswith("Not yet")
+        assert said(check_template, wrong, MESSAGES, TOKENIZER).startswith("Not yet")
 
 
 def plain(text):
@@ -77,7 +64,7 @@ def finder(form):
 
 
 @pytest.mark.parametrize(
-    "function, said",
+    "function, line",
     [
         (finder(plain), "Right"),
         (lambda training, validation: {n for n in finder(plain)(training, validation)}, "Right"),
@@ -94,8 +81,8 @@ def finder(form):
         (None, "Your turn"),
     ],
 )
-def test_leaks(answered, function, said):
-    assert answered(check_leaks, function).startswith(said)
+def test_leaks(said, function, line):
+    assert said(check_leaks, function).startswith(line)
 
 
 def test_the_table_shows_only_answers_that_were_damaged():

@@ -17,19 +17,6 @@ from notebooks.lessons.lesson_04 import (
 SHAPE, LENGTHS = CATALOG["Llama-3.2-1B-Instruct"].shape, (128, 512, 2048, 4096)
 
 
-@pytest.fixture
-def answered(capsys):
-    """What a check prints: always one line, of one of three kinds."""
-
-    def run(check, *arguments, **named):
-        check(*arguments, **named)
-        text = capsys.readouterr().out
-        assert text.count("\n") == 1 and text.startswith(("Right", "Not yet", "Your turn"))
-        return text
-
-    return run
-
-
 @pytest.mark.parametrize(
     "answer, verdict",
     [
@@ -49,27 +36,27 @@ def answered(capsys):
         (torch.ones(2, 2), "Not yet"),
     ],
 )
-def test_steps(answered, answer, verdict):
-    assert answered(check_steps, answer, examples=488, effective_batch=24, micro_batch=4).startswith(verdict)
+def test_steps(said, answer, verdict):
+    assert said(check_steps, answer, examples=488, effective_batch=24, micro_batch=4).startswith(verdict)
 
 
-def test_steps_of_an_epoch_that_comes_out_even(answered):
+def test_steps_of_an_epoch_that_comes_out_even(said):
     assert (
-        answered(check_steps, (2, 5), examples=40, effective_batch=8, micro_batch=4).startswith(
+        said(check_steps, (2, 5), examples=40, effective_batch=8, micro_batch=4).startswith(
             "Not yet: accumulation is right"
         )
         is False
     )
 
 
-def test_length(answered):
+def test_length(said):
     right = next(length for length in LENGTHS if saved_by_checkpointing(SHAPE, length) >= 0.6)
     assert LENGTHS[0] < right < LENGTHS[-1]
-    assert answered(check_length, right, SHAPE, LENGTHS).startswith("Right")
+    assert said(check_length, right, SHAPE, LENGTHS).startswith("Right")
     for wrong in (*(length for length in LENGTHS if length != right), 100, -1, "256", True, [right], float("nan"), {}):
-        assert answered(check_length, wrong, SHAPE, LENGTHS).startswith("Not yet")
-    assert "shorter" in answered(check_length, LENGTHS[-1], SHAPE, LENGTHS)
-    assert answered(check_length, None, SHAPE, LENGTHS).startswith("Your turn")
+        assert said(check_length, wrong, SHAPE, LENGTHS).startswith("Not yet")
+    assert "shorter" in said(check_length, LENGTHS[-1], SHAPE, LENGTHS)
+    assert said(check_length, None, SHAPE, LENGTHS).startswith("Your turn")
 
 
 def accumulating(weight, clear=True, step=False):
@@ -86,7 +73,7 @@ def accumulating(weight, clear=True, step=False):
 
 
 @pytest.mark.parametrize(
-    "function, said",
+    "function, line",
     [
         (accumulating(lambda rows, total: 1 / total), "Right"),
         (accumulating(lambda rows, total: 1 / total, clear=False), "Not yet: right the first time"),
@@ -101,8 +88,8 @@ def accumulating(weight, clear=True, step=False):
         (None, "Your turn"),
     ],
 )
-def test_accumulate(answered, function, said):
-    assert answered(check_accumulate, function).startswith(said)
+def test_accumulate(said, function, line):
+    assert said(check_accumulate, function).startswith(line)
 
 
 def test_the_saving_chart_shows_each_model_and_the_quoted_number():

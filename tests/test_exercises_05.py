@@ -23,12 +23,6 @@ from notebooks.lessons.lesson_05 import (
 CURVE = [(0, 1.0), (2, 3.0), (4, 2.5), (6, 2.9)]  # step 0, the untrained model, does not count
 
 
-def said(capsys):
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1  # a check says one line
-    return lines[0]
-
-
 def rule(losses, patience):
     best, waited = float("inf"), 0
     for number, loss in enumerate(losses, start=1):
@@ -81,9 +75,8 @@ def spread(before, after):
         ((4, None), "Not yet", "pair"),
     ],
 )
-def test_step_to_keep(answer, beginning, holds, capsys):
-    check_step_to_keep(answer, CURVE)
-    line = said(capsys)
+def test_step_to_keep(answer, beginning, holds, said):
+    line = said(check_step_to_keep, answer, CURVE)
     assert line.startswith(beginning) and holds in line
 
 
@@ -100,9 +93,8 @@ def test_step_to_keep(answer, beginning, holds, capsys):
         (3, "Not yet", "function itself"),
     ],
 )
-def test_stopping(answer, beginning, holds, capsys):
-    check_stopping(answer)
-    line = said(capsys)
+def test_stopping(answer, beginning, holds, said):
+    line = said(check_stopping, answer)
     assert line.startswith(beginning) and holds in line
 
 
@@ -122,9 +114,8 @@ def test_stopping(answer, beginning, holds, capsys):
         ((0, 1), "Not yet", "function itself"),
     ],
 )
-def test_interval(answer, beginning, holds, capsys):
-    check_interval(answer)
-    line = said(capsys)
+def test_interval(answer, beginning, holds, said):
+    line = said(check_interval, answer)
     assert line.startswith(beginning) and holds in line
 
 

@@ -18,12 +18,6 @@ from notebooks.lessons.lesson_06 import (
 RANK = 4  # of the tiny adapter; the question is about rank 2
 
 
-def said(capsys):
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1  # a check says one line
-    return lines[0]
-
-
 @pytest.fixture
 def adapter(job, tmp_path):
     attach_lora(job["model"], job["config"]).save_pretrained(tmp_path, save_embedding_layers=False)
@@ -50,18 +44,16 @@ def megabytes(adapter):
         (float("inf"), "Not yet", "number"),
     ],
 )
-def test_adapter_size(factor, beginning, holds, adapter, megabytes, capsys):
-    check_adapter_size(factor * megabytes, adapter, rank=RANK // 2)
-    line = said(capsys)
+def test_adapter_size(factor, beginning, holds, adapter, megabytes, said):
+    line = said(check_adapter_size, factor * megabytes, adapter, rank=RANK // 2)
     assert line.startswith(beginning) and holds in line
 
 
 @pytest.mark.parametrize(
     ("answer", "beginning"), [(None, "Your turn"), ("5 MB", "Not yet"), (True, "Not yet"), ([1], "Not yet")]
 )
-def test_adapter_size_of_something_else(answer, beginning, adapter, capsys):
-    check_adapter_size(answer, adapter, rank=2)
-    assert said(capsys).startswith(beginning)
+def test_adapter_size_of_something_else(answer, beginning, adapter, said):
+    assert said(check_adapter_size, answer, adapter, rank=2).startswith(beginning)
 
 
 def in_place(weight, a, b, alpha, rank):
@@ -89,9 +81,8 @@ def in_place(weight, a, b, alpha, rank):
         (12, "Not yet", "function itself"),
     ],
 )
-def test_merge(answer, beginning, holds, capsys):
-    check_merge(answer)
-    line = said(capsys)
+def test_merge(answer, beginning, holds, said):
+    line = said(check_merge, answer)
     assert line.startswith(beginning) and holds in line
 
 
@@ -114,18 +105,16 @@ def chatml(messages):
         ("text", "Not yet", "function itself"),
     ],
 )
-def test_prompt(answer, beginning, holds, job, capsys):
-    check_prompt(answer, job["tokenizer"])
-    line = said(capsys)
+def test_prompt(answer, beginning, holds, job, said):
+    line = said(check_prompt, answer, job["tokenizer"])
     assert line.startswith(beginning) and holds in line
 
 
-def test_a_template_that_refuses_system_messages_is_still_a_template(job, capsys):
+def test_a_template_that_refuses_system_messages_is_still_a_template(job, said):
     tokenizer = job["tokenizer"]
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = refuses + tokenizer.chat_template
-    check_prompt(chatml, tokenizer)
-    assert said(capsys).startswith("Right")
+    assert said(check_prompt, chatml, tokenizer).startswith("Right")
 
 
 def test_sizes_are_those_on_disk(tmp_path):

@@ -13,12 +13,6 @@ MODELS = ("Qwen3-4B", "Llama-3.1-8B-Instruct", "Llama-2-13b-chat-hf", "Qwen3-14B
 CARD, LENGTH = "RTX 4060", 1024
 
 
-def said(capsys):
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1  # a check says one line
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("answer", "beginning", "holds"),
     [
@@ -38,9 +32,8 @@ def said(capsys):
         ([4], "Not yet", "number"),
     ],
 )
-def test_accumulation(answer, beginning, holds, capsys):
-    check_accumulation(answer, effective_batch=32, micro_batch=2, gpus=4)
-    line = said(capsys)
+def test_accumulation(answer, beginning, holds, said):
+    line = said(check_accumulation, answer, effective_batch=32, micro_batch=2, gpus=4)
     assert line.startswith(beginning) and holds in line
 
 
@@ -63,9 +56,8 @@ def test_accumulation(answer, beginning, holds, capsys):
         ("", "Not yet", "is not among them"),
     ],
 )
-def test_needs_sharding(answer, beginning, holds, capsys):
-    check_needs_sharding(answer, MODELS, CARD, LENGTH)
-    line = said(capsys)
+def test_needs_sharding(answer, beginning, holds, said):
+    line = said(check_needs_sharding, answer, MODELS, CARD, LENGTH)
     assert line.startswith(beginning) and holds in line
 
 
@@ -123,20 +115,18 @@ def stacked(gradients, tokens):
         (12, "Not yet", "function itself"),
     ],
 )
-def test_combined(answer, beginning, holds, capsys):
-    check_combined(answer)
-    line = said(capsys)
+def test_combined(answer, beginning, holds, said):
+    line = said(check_combined, answer)
     assert line.startswith(beginning) and holds in line
 
 
-def test_gradients_that_were_thrown_away_are_noticed(capsys):
+def test_gradients_that_were_thrown_away_are_noticed(said):
     def clears(gradients, tokens):
         result = right(gradients, tokens)
         gradients.clear()
         return result
 
-    check_combined(clears)
-    assert "changes the gradients" in said(capsys)
+    assert "changes the gradients" in said(check_combined, clears)
 
 
 def test_what_the_lesson_says_of_the_menu():
