@@ -92,7 +92,7 @@ class CheckpointCallback(TrainerCallback):
         state.best_model_checkpoint = str(best) if best else None
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Only now does the checkpoint count, and only now may older ones go."""
+        """Trainer has written everything: from here on the checkpoint counts, so older ones may go."""
         checkpoints.mark_complete(checkpoints.checkpoints_of(self.run.folder) / f"checkpoint-{state.global_step}")
         checkpoints.keep(self.run.folder, state.best_global_step)
         self.backup()
@@ -118,11 +118,11 @@ class LossGuard(TrainerCallback):
         """Count the steps in a row whose gradients overflowed fp16."""
         self.skipped = self.skipped + 1 if getattr(kwargs["optimizer"], "step_was_skipped", False) else 0
         if self.skipped >= SKIPPED_STEPS_IN_A_ROW:
-            steps = f"in {self.skipped} steps in a row, up to step {state.global_step}"
-            raise TrainingStopped(f"The gradients overflowed fp16 {steps}.")
+            where = f"{self.skipped} steps in a row, up to step {state.global_step}"
+            raise TrainingStopped(f"The gradients overflowed fp16 in {where}.")
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the validation loss."""
+        """Stop at a validation loss that is no number. The training loss is `OOMSafeTrainer`'s to look at."""
         if not math.isfinite(kwargs["metrics"].get("eval_loss", 0.0)):
             raise TrainingStopped(f"The validation loss at step {state.global_step} is not a number.")
 

@@ -186,8 +186,7 @@ def delete_runs(*folders: str | Path) -> int:
     for folder in map(Path, folders):
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run.json, so it is not a run: nothing was deleted there.")
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder)
-        freed += size
-        print(f"{folder}: deleted, {size / 2**20:.0f} MiB of disk came back")
+    print(f"{freed / 2**20:.0f} MiB of disk came back")
     return freed

@@ -73,7 +73,7 @@ class OOMSafeTrainer(SFTTrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, or transformers' own with all logits at once, where TRL's head is not what was planned for."""
-        trainer = super(SFTTrainer, self) if self.full_logits else super()
+        trainer: Any = super(SFTTrainer, self) if self.full_logits else super()
         return trainer.compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -110,22 +110,23 @@ class OOMSafeTrainer(SFTTrainer):
     def _use_less_memory(self) -> None:
         """Free what is free, then change the one setting that costs least: halves, checkpointing, offloading."""
         free_memory()
-        changes: dict[str, Any]
         if self.rows > 1:
             self.rows = -(-self.rows // 2)
-            changes, what = {"micro_batch": self.rows}, f"examples now go through the model {self.rows} at a time"
+            self._fall_back("micro_batch", self.rows)
         elif get_checkpointing(self.model) != "on":
             set_checkpointing(self.model, "on")
-            changes, what = {"checkpointing": "on"}, "checkpointing is now on"
+            self._fall_back("checkpointing", "on")
         elif not self._offloads and torch.cuda.is_available():
             self._offloads = True
             self.maybe_activation_offload_context = get_act_offloading_ctx_manager(model=self.model)
-            changes, what = {"offload": True}, "activations now wait in host memory"
+            self._fall_back("offload", True)
         else:
             raise torch.OutOfMemoryError("Out of memory with the smallest settings.")
-        self.on_oom_fallback(changes)
-        step = self.state.global_step + 1
-        print(f"Out of memory in step {step}: {what}. The step is done again; the result is the same.")
+
+    def _fall_back(self, setting: str, value: Any) -> None:
+        self.on_oom_fallback({setting: value})
+        after = f"after step {self.state.global_step}"
+        print(f"Out of memory {after}: {setting}={value} from now on. What failed is done again, with the same result.")
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -153,8 +154,7 @@ class OOMSafeTrainer(SFTTrainer):
                     raise
             free_memory()
             self.eval_rows = -(-self.eval_rows // 2)
-            self.on_oom_fallback({"eval_batch": self.eval_rows})
-            print(f"Out of memory while evaluating: {self.eval_rows} at a time from now on. The loss is the same.")
+            self._fall_back("eval_batch", self.eval_rows)
         self._token_losses += done
         return result
 

@@ -102,49 +102,52 @@ def rows_of(run: Run) -> list[dict]:
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
 
 
-def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
-    undisturbed = processes.Process(target=train_in_a_process, args=(tiny_model, tmp_path / "undisturbed"))
-    undisturbed.start()
-    undisturbed.join(240)
-    assert undisturbed.exitcode == 0
+def half_written(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoints/checkpoint-*") if not (path / MANIFEST).exists()}
 
-    chance, kills, inside_a_write = random.Random(1), 0, 0
-    root, folder = tmp_path / "killed", tmp_path / "killed" / "tiny"
-    starts = 0
-    while True:
-        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, 0.15))
+
+def logged(folder: Path) -> int:
+    file = folder / "history.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
+def wait_for(event, child) -> None:
+    began = time.monotonic()
+    while child.is_alive() and not event() and time.monotonic() - began < 60:
+        time.sleep(0.001)
+
+
+def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
+    def start(root: Path, slow: float = 0.0):
+        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, slow))
         child.start()
-        starts += 1
-        if kills == KILLS:
-            break
-        if kills % 2:  # as soon as a checkpoint has begun to be written, and is not whole yet
-            already = {path.name for path in folder.glob("checkpoints/checkpoint-*")}
-            half = None
-            while child.is_alive() and half is None:
-                new = [path for path in folder.glob("checkpoints/checkpoint-*") if path.name not in already]
-                half = next((path for path in new if not (path / MANIFEST).exists()), None)
+        return child
+
+    def finish(child) -> None:
+        child.join(240)
+        assert child.exitcode == 0
+
+    finish(start(tmp_path / "undisturbed"))
+    chance, inside_a_write, folder = random.Random(1), 0, tmp_path / "killed" / "tiny"
+    for kill in range(KILLS):
+        rows, names = logged(folder), {path.name for path in folder.glob("checkpoints/checkpoint-*")}
+        child = start(folder.parent, 0.15)
+        if kill % 2:  # as soon as a checkpoint has begun to be written, and is not complete yet
+            wait_for(lambda names=names: half_written(folder) - names, child)
             time.sleep(chance.uniform(0, 0.02))
         else:
-            began = time.monotonic()
-            before = len(read_rows(folder))
-            while child.is_alive() and len(read_rows(folder)) <= before and time.monotonic() - began < 60:
-                time.sleep(0.01)
+            wait_for(lambda rows=rows: logged(folder) > rows, child)
             time.sleep(chance.uniform(0, 0.4))
-        if not child.is_alive():
-            break
+        assert child.is_alive()
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        kills += 1
-        inside_a_write += any(not (path / MANIFEST).exists() for path in folder.glob("checkpoints/checkpoint-*"))
-    child.join(240)
-    assert child.exitcode == 0
+        inside_a_write += bool(half_written(folder))
+    finish(start(folder.parent, 0.15))
 
     one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
-    say(
-        f"{kills} kills, {inside_a_write} of them inside a checkpoint write; {starts} starts; validation loss "
-        f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
-    )
-    assert kills == KILLS and inside_a_write >= 2
+    losses = f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
+    say(f"{KILLS} kills, {inside_a_write} of them inside a checkpoint write; validation loss {losses}")
+    assert inside_a_write >= 2
     assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
     last, last_other = latest_complete(one.folder), latest_complete(other.folder)
     assert last.name == last_other.name == "checkpoint-24"
@@ -152,11 +155,6 @@ def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
     assert [name for name in expected if not same(expected[name], found[name])] == []
     assert rows_of(one) == rows_of(other)  # each step once, with the very same numbers
     assert one.evaluations[-1][1] == pytest.approx(other.evaluations[-1][1], abs=1e-3)
-
-
-def read_rows(folder: Path) -> list[str]:
-    file = folder / "history.jsonl"
-    return file.read_text().splitlines() if file.is_file() else []
 
 
 # ----------------------------------------------------------------------------------------------- the stop button
@@ -301,15 +299,9 @@ def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
 def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
     chance = random.Random(0)
     rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
-    learns_by_heart = {
-        "r": 32,
-        "lora_alpha": 64,
-        "learning_rate": 1e-2,
-        "effective_batch_size": 10,
-        "quantization": "none",
-    }
-    long = {"max_steps": -1, "num_train_epochs": 30, "num_evaluations": 30, "early_stopping_patience": 5}
-    job = make_job(tiny_model, rows, **learns_by_heart, **long)
+    by_heart = {"r": 32, "lora_alpha": 64, "learning_rate": 1e-2, "quantization": "none", "num_evaluations": 30}
+    long = {"effective_batch_size": 10, "max_steps": -1, "num_train_epochs": 30, "early_stopping_patience": 5}
+    job = make_job(tiny_model, rows, **by_heart, **long)
     assert len(job["training"]) == 20
     run = train(**job, root=tmp_path)
     last = run.evaluations[-1][0]
