@@ -62,10 +62,10 @@ def is_complete(folder: Path, *, read: bool = True) -> bool:
         return False
 
 
-def complete_checkpoints(run_folder: str | Path, *, read: bool = False) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+def complete_checkpoints(run_folder: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, by names and sizes, oldest first."""
     folders = [f for f in checkpoints_of(run_folder).glob("checkpoint-*") if f.name.rpartition("-")[2].isdigit()]
-    return sorted((folder for folder in folders if is_complete(folder, read=read)), key=checkpoint_step)
+    return sorted((folder for folder in folders if is_complete(folder, read=False)), key=checkpoint_step)
 
 
 def latest_complete(run_folder: str | Path) -> Path | None:
@@ -95,9 +95,8 @@ def keep(run_folder: str | Path, best_step: int | None, last: int = KEEP_LAST) -
 
 def drop_incomplete(run_folder: str | Path) -> None:
     """Delete what a killed process left behind, so that the step can be written again."""
-    complete = complete_checkpoints(run_folder, read=True)
     for folder in checkpoints_of(run_folder).glob("checkpoint-*"):
-        if folder not in complete:
+        if not is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,17 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.checkpoints import (
-    MANIFEST,
-    backup,
-    best_checkpoint,
-    checkpoint_step,
-    complete_checkpoints,
-    drop_incomplete,
-    keep,
-    latest_complete,
-    mark_complete,
-)
+from helpers import checkpoints
+from helpers.checkpoints import MANIFEST, backup, complete_checkpoints, keep, latest_complete, mark_complete
 
 
 def write(run: Path, step: int, complete: bool = True) -> Path:
@@ -32,7 +23,7 @@ def write(run: Path, step: int, complete: bool = True) -> Path:
 
 
 def steps_of(run: Path) -> list[int]:
-    return [checkpoint_step(folder) for folder in complete_checkpoints(run)]
+    return [checkpoints.checkpoint_step(folder) for folder in complete_checkpoints(run)]
 
 
 def test_without_its_manifest_a_checkpoint_does_not_count(tmp_path):
@@ -78,7 +69,7 @@ def test_a_half_written_one_never_pushes_out_a_complete_one(tmp_path):
     keep(tmp_path, best_step=2)
     assert steps_of(tmp_path) == [2]
     write(tmp_path, 10, complete=False)
-    drop_incomplete(tmp_path)
+    checkpoints.drop_incomplete(tmp_path)
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
@@ -95,7 +86,7 @@ def test_the_second_place_holds_the_same_run_and_brings_it_back(tmp_path):
     shutil.rmtree(here)
     backup(there, new)
     assert latest_complete(new).name == "checkpoint-6" and (new / "run.json").is_file()
-    assert best_checkpoint(new, 2).parent == new / "checkpoints"
+    assert checkpoints.best_checkpoint(new, 2).parent == new / "checkpoints"
 
 
 def test_a_copy_that_breaks_off_is_not_taken_for_a_checkpoint(tmp_path, monkeypatch):

@@ -83,8 +83,3 @@ def test_the_saved_adapter_is_the_best_steps_and_answers_the_same_after_reloadin
         torch.testing.assert_close(reloaded(input_ids=ids).logits, trained, rtol=1e-5, atol=1e-5)
         with reloaded.disable_adapter():
             assert not torch.allclose(reloaded(input_ids=ids).logits, trained)
-
-
-def test_a_missing_adapter_names_the_folder(job, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_adapter(tmp_path / "nowhere", job["model"])
