@@ -31,10 +31,10 @@ from transformers.integrations import sdpa_attention
 from benchmarks.gpu import EFFECTIVE_BATCH, Case
 from benchmarks.gpu_model import lengths, make_tokenizer, prompts, random_model, texts
 from helpers import train as training
-from helpers.checkpoints import atomic_write
 from helpers.compat import get_checkpointing, repeat_shared_keys, triton_works, working_head
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step, dry_run
+from helpers.files import atomic_write
 from helpers.hardware import AMPERE, GIB, KNOWN_GPUS, MIB, Gpu, attention, compute_dtype, detect_gpu
 from helpers.models import _calculate_in, attach_lora, free_memory, generate, load_quantized, release_last_model
 from helpers.plan import Plan, step_of

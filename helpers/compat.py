@@ -169,3 +169,16 @@ def forget_foreign_scaler(trainer: Any) -> None:
     """Let a run of an fp16 card go on where there is no gradient scaler: its state is of no use there, and loading it fails."""
     if trainer.accelerator.scaler is None and hasattr(trainer, "_load_scaler"):
         trainer._load_scaler = lambda checkpoint: None
+
+
+def get_counts(trainer: Any) -> tuple[int, dict[str, int]]:
+    """What TRL has counted so far: trained tokens, and how many values each metric has. Zero where it keeps them elsewhere."""
+    metrics = getattr(trainer, "_metrics", {}).get("train", {})
+    return getattr(trainer, "_total_train_tokens", 0), {name: len(values) for name, values in metrics.items()}
+
+
+def set_counts(trainer: Any, counts: tuple[int, dict[str, int]]) -> None:
+    """Go back to what `get_counts` gave, because a step is done again or a run goes on. Only what is logged depends on it."""
+    trainer._total_train_tokens, lengths = counts
+    for name, values in getattr(trainer, "_metrics", {}).get("train", {}).items():
+        del values[lengths.get(name, 0) :]

@@ -46,7 +46,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.checkpoints import atomic_write
+from helpers.files import atomic_write
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
 from helpers.models import Messages, free_memory, generate
 from helpers.runs import Run

@@ -1,4 +1,4 @@
-"""What every export needs: room on the disk, and folders and files that are whole or not there."""
+"""Files and folders that are there completely or not at all, and room on the disk for them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,25 @@ class ExportError(RuntimeError):
 
 def check_disk(place: Path, needed: int) -> None:
     """Raise `ExportError` if the disk that holds `place` has less than `needed` bytes to give."""
-    there = place.resolve()
-    while not there.exists():
-        there = there.parent
-    free = max(0, shutil.disk_usage(there).free - SPARE)
+    folder = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
+    free = max(0, shutil.disk_usage(folder).free - SPARE)
     if free < needed:
         raise ExportError(
             f"{place} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB to give: delete old runs "
             "(helpers.runs.delete_runs), or name a folder on another disk."
         )
+
+
+def atomic_write(file: Path, text: str) -> None:
+    """Write a small file so that it is there completely or not at all, even if the power fails."""
+    draft = file.with_name(file.name + PART)
+    draft.write_text(text, encoding="utf-8")
+    flush(draft)
+    os.replace(draft, file)
+    if os.name == "posix":  # the new name itself lives in the folder
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 @contextmanager

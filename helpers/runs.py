@@ -17,16 +17,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from helpers.checkpoints import atomic_write, fetch
+from helpers.checkpoints import backup
 from helpers.config import TrainConfig
+from helpers.files import atomic_write
 
 History = list[dict[str, Any]]
-# A run cannot be continued with another of these: the weights, or what they learned, would not be the same thing any more.
-FIXED = ("model", "data_sha256", "quantization", "r", "lora_alpha", "target_modules")
-
-
-class RunMismatch(ValueError):
-    """The run that was to be continued was made with other data, another model or another adapter. The message shows what differs."""
 
 
 @dataclass
@@ -60,12 +55,21 @@ class Run:
         record = {"identity": self.identity, "finished": self.finished, "settings": self.settings, "plan": self.plan}
         atomic_write(self.folder / "run.json", json.dumps(record, indent=2))
 
+    def change_plan(self, changes: dict[str, Any]) -> None:
+        """Write down settings that had to become smaller while it trains."""
+        self.plan |= changes
+        self.save()
+
     @property
     def config(self) -> TrainConfig:
         """The settings as the dataclass that they came from."""
-        return TrainConfig(
-            **{item.name: self.settings[item.name] for item in fields(TrainConfig) if item.name in self.settings}
-        )
+        known = {item.name for item in fields(TrainConfig)}
+        return TrainConfig(**{name: value for name, value in self.settings.items() if name in known})
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the best step's adapter."""
+        return self.folder / "adapter"
 
     @property
     def evaluations(self) -> list[tuple[int, float]]:
@@ -80,14 +84,12 @@ class Run:
     @property
     def best_step(self) -> int:
         """The trained step with the lowest validation loss: the one whose adapter is kept. Step 0 does not count."""
-        return self._best()[0]
+        return min((loss, step) for step, loss in self.evaluations if step > 0)[1]
 
     @property
     def best_eval_loss(self) -> float:
-        return self._best()[1]
-
-    def _best(self) -> tuple[int, float]:
-        return min((point for point in self.evaluations if point[0] > 0), key=lambda point: point[1])
+        """Validation loss at the best step."""
+        return min(loss for step, loss in self.evaluations if step > 0)
 
     @property
     def seconds(self) -> float:
@@ -99,16 +101,11 @@ class Run:
         """Most memory used while training: reserved on the card, or the resident set of the process on a CPU."""
         return max((event.get("peak_bytes", 0) for event in self.history), default=0)
 
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
-
 
 def read_history(file: Path) -> History:
     """The events of a history file; a last line that was cut short by a kill is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     events = []
-    for line in lines:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             events.append(json.loads(line))
         except ValueError:
@@ -131,76 +128,52 @@ def fingerprint(*parts: Iterable[dict[str, Any]]) -> str:
 
 
 def find_or_start(
-    root: str | Path, name: str, settings: dict[str, Any], restart: bool = False, mirrored: str | Path | None = None
+    root: str | Path, name: str, settings: dict[str, Any], restart: bool = False, backups: str | Path | None = None
 ) -> Run:
     """The run with exactly these settings if there is one; else a new one in `root/name`, `root/name-2`, ...
 
-    With `again`, a finished run is left alone and a new folder is started. With `mirrored` (the folder of a second place that
-    holds copies of runs), a run that only exists there is brought back first.
+    Args:
+        restart: leave a finished run alone and start a new folder.
+        backups: the folder of a second place that holds copies of runs: a run that only exists there is brought back first.
     """
-    identity, number = identity_of(settings), 1
+    identity, number = identity_of(settings), 0
     while True:
-        folder = Path(root) / (name if number == 1 else f"{name}-{number}")
-        if not (folder / "run.json").is_file():
-            try:
-                copy = _mirrored_run(mirrored, name, identity) if not restart else None
-                if copy is not None:
-                    fetch(copy, folder)
-            except OSError as error:
-                print(
-                    f"[WARN] {mirrored} cannot be read ({error}): an earlier part of this run, if it is there, is not continued."
-                )
-                copy = None
-            if copy is None:
-                return Run(folder, identity, settings)
         number += 1
+        folder = Path(root) / (name if number == 1 else f"{name}-{number}")
+        if not (folder / "run.json").is_file() and (restart or not _restore(backups, name, identity, folder)):
+            return Run(folder, identity, settings)
         try:
             run = Run.load(folder)
         except (ValueError, KeyError) as error:
             print(f"[WARN] {folder}/run.json cannot be read ({error!r}), so that folder is left alone.")
             continue
-        if run.identity == identity and not (restart and run.finished):
-            return run
+        if run.identity != identity or (restart and run.finished):
+            continue
+        if run.finished and not (run.adapter / "adapter_model.safetensors").is_file():
+            print(f"{folder} was finished, but its adapter is gone: it has to be trained again.")
+            run.finished = False
+        return run
 
 
-def _mirrored_run(mirrored: str | Path | None, name: str, identity: str) -> Path | None:
-    if mirrored is None:
-        return None
-    for file in Path(mirrored).glob(f"{name}*/run.json"):
-        try:
-            if json.loads(file.read_text(encoding="utf-8"))["identity"] == identity:
-                return file.parent
-        except (OSError, ValueError, KeyError):
-            continue  # half copied, or not ours
-    return None
+def _restore(backups: str | Path | None, name: str, identity: str, folder: Path) -> bool:
+    """Bring the run back into `folder` if there is a copy of it. A second place that fails is a warning."""
+    if backups is None:
+        return False
+    try:
+        for file in Path(backups).glob(f"{name}*/run.json"):
+            if _identity_in(file) == identity:
+                backup(file.parent, folder)
+                return True
+    except OSError as error:
+        print(f"[WARN] {backups} cannot be read ({error}): what it may hold of this run is not continued.")
+    return False
 
 
-def continue_from(folder: str | Path, settings: dict[str, Any]) -> Run:
-    """The run in `folder`, to be continued with `settings` (more steps, say).
-
-    Raises:
-        RunMismatch: data, model or adapter differ, which would train something else under the same name.
-        FileNotFoundError: there is no run in that folder.
-    """
-    run = Run.load(folder)
-    different = [
-        f"{key}: {_short(run.settings.get(key))} there, {_short(settings.get(key))} now"
-        for key in FIXED
-        if run.settings.get(key) != settings.get(key)
-    ]
-    if different:
-        raise RunMismatch(
-            f"{folder} cannot be continued with these settings, because they would train something else: {'; '.join(different)}. "
-            "Put these settings back, or leave resume= out to start a new run."
-        )
-    run.settings, run.identity = settings, identity_of(settings)
-    run.finished = False
-    return run
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:16] + "…"
+def _identity_in(file: Path) -> str | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError):
+        return None  # half copied, or not ours
 
 
 def delete_runs(*folders: str | Path) -> int:
@@ -213,8 +186,7 @@ def delete_runs(*folders: str | Path) -> int:
     for folder in map(Path, folders):
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} holds no run.json, so it is not a run: nothing was deleted there.")
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder)
-        freed += size
-        print(f"{folder}: deleted, {size / 2**20:.0f} MiB of disk came back")
+    print(f"{freed / 2**20:.0f} MiB of disk came back")
     return freed

@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from helpers.config import ConfigError
 from helpers.data import DataError
-from helpers.train import build_trainer, check_before_training, train
+from helpers.guards import check_before_training
+from helpers.train import build_trainer, train
 
 
 def messages(question, answer):

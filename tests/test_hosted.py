@@ -144,7 +144,7 @@ def test_a_drive_that_fails_while_training_is_a_warning(colab, job, tmp_path, mo
     def fails(*args):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(checkpoints, "mirror", fails)
+    monkeypatch.setattr(checkpoints, "backup", fails)
     assert train(**job, root=tmp_path / "runs").finished
     out = capsys.readouterr().out
     assert out.count("[WARN] the copy of this run") == 1 and "Input/output error" in out
@@ -161,7 +161,9 @@ def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
 
     monkeypatch.setattr(runtime, "DRIVE", Dead("/content/drive/MyDrive"))
     assert runtime.backup_dir() is None
-    monkeypatch.setattr(runs, "_mirrored_run", lambda *args: Dead("/content").is_dir())
+    (tmp_path / "drive" / "tiny").mkdir(parents=True)
+    (tmp_path / "drive" / "tiny" / "run.json").touch()
+    monkeypatch.setattr(runs, "_identity_in", lambda file: Dead("/content").is_dir())
     assert train(**job, root=tmp_path / "runs", copy_to=tmp_path / "drive").finished
     assert "cannot be read ([Errno 107] Transport endpoint is not connected)" in capsys.readouterr().out
 

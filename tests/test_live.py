@@ -103,20 +103,3 @@ def test_a_continued_run_measures_its_own_steps_only(run):
     chart.on_train_begin(None, TrainerState(global_step=90, max_steps=100), None)
     chart.started_at -= 60
     assert "about 4.0 min left" in chart._time_left(TrainerState(global_step=92, max_steps=100))
-
-
-def test_a_spill_into_system_ram_is_noticed_on_windows_once(monkeypatch, capsys):
-    from helpers.callbacks import SpillWarning
-
-    slow, elsewhere = SpillWarning(10, 1.0, windows=True), SpillWarning(10, 1.0, windows=False)
-    for warning in (slow, elsewhere):
-        for step, seconds in ((1, 60), (2, 60), (3, 2), (4, 4), (5, 4)):  # the first steps of a process are always slow
-            warning.on_step_begin(None, None, None)
-            warning.step_began -= seconds
-            warning.on_step_end(None, TrainerState(global_step=step), None)
-    out = capsys.readouterr().out
-    assert out.count("spill into system RAM") == 1 and "took 4 s, planned were 1" in out
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 11)
-    SpillWarning(10, None, windows=True).on_step_end(None, TrainerState(global_step=1), None)
-    assert "more is allocated than was free" in capsys.readouterr().out

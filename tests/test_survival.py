@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -14,9 +15,14 @@ import torch
 from conftest import make_job
 from safetensors.torch import load_file
 
-from helpers.checkpoints import MANIFEST, latest_complete, whole
-from helpers.runs import Run, RunMismatch
-from helpers.train import train
+import helpers.train as training
+from helpers.callbacks import TrainingStopped
+from helpers.checkpoints import MANIFEST, complete_checkpoints, latest_complete
+from helpers.diagnosis import verdict
+from helpers.export import merge
+from helpers.runs import Run
+from helpers.train import build_trainer, train
+from helpers.trainer import OOMSafeTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +41,6 @@ def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
     """The target of a child process: the whole job, in which every step takes a little longer, and checkpoints stay to be compared."""
     from transformers import TrainerCallback
 
-    import helpers.train as training
-
     class Slow(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             time.sleep(slow)
@@ -45,15 +49,16 @@ def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
         def __init__(self, *args):
             pass
 
-    training.LiveChart = Chart
-    training.shutil.rmtree = lambda *args, **kwargs: (
-        None if str(args[0]).endswith("checkpoints") else shutil_rmtree(*args, **kwargs)
-    )
+    def remove(folder, **kwargs):
+        if not str(folder).endswith("checkpoints"):
+            remove_tree(folder, **kwargs)
+
+    training.LiveChart, shutil.rmtree = Chart, remove
     torch.set_num_threads(1)
     training.train(**make_job(tiny_model, ROWS, **SETTINGS), root=root)
 
 
-shutil_rmtree = shutil.rmtree
+remove_tree = shutil.rmtree
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def tensors_of(checkpoint: Path) -> dict:
         "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
         "random numbers": torch.load(
             checkpoint / "rng_state.pth", weights_only=False
-        ),  # our own file, with numpy's state in it
+        ),  # ours, with numpy's state in it
         "patience": state["stateful_callbacks"]["EarlyStopping"],
         "best": (state["best_global_step"], state["best_metric"]),
         "step": state["global_step"],
@@ -92,56 +97,57 @@ def same(one, other) -> bool:
 
 def rows_of(run: Run) -> list[dict]:
     """History without what depends on the clock."""
-    timed = ("seconds", "peak_bytes", "runtime", "per_second", "train_loss")
-    rows = [
-        {key: value for key, value in event.items() if not any(word in key for word in timed)} for event in run.history
-    ]
+    timed = re.compile("seconds|peak_bytes|runtime|per_second|train_loss")
+    rows = [{key: value for key, value in event.items() if not timed.search(key)} for event in run.history]
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
 
 
-def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
-    undisturbed = processes.Process(target=train_in_a_process, args=(tiny_model, tmp_path / "undisturbed"))
-    undisturbed.start()
-    undisturbed.join(240)
-    assert undisturbed.exitcode == 0
+def half_written(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoints/checkpoint-*") if not (path / MANIFEST).exists()}
 
-    chance, kills, inside_a_write = random.Random(1), 0, 0
-    root, folder = tmp_path / "killed", tmp_path / "killed" / "tiny"
-    starts = 0
-    while True:
-        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, 0.15))
+
+def logged(folder: Path) -> int:
+    file = folder / "history.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
+def wait_for(event, child) -> None:
+    began = time.monotonic()
+    while child.is_alive() and not event() and time.monotonic() - began < 60:
+        time.sleep(0.001)
+
+
+def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
+    def start(root: Path, slow: float = 0.0):
+        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, slow))
         child.start()
-        starts += 1
-        if kills == KILLS:
-            break
-        if kills % 2:  # as soon as a checkpoint has begun to be written, and is not whole yet
-            already = {path.name for path in folder.glob("checkpoints/checkpoint-*")}
-            half = None
-            while child.is_alive() and half is None:
-                new = [path for path in folder.glob("checkpoints/checkpoint-*") if path.name not in already]
-                half = next((path for path in new if not (path / MANIFEST).exists()), None)
+        return child
+
+    def finish(child) -> None:
+        child.join(240)
+        assert child.exitcode == 0
+
+    finish(start(tmp_path / "undisturbed"))
+    chance, inside_a_write, folder = random.Random(1), 0, tmp_path / "killed" / "tiny"
+    for kill in range(KILLS):
+        rows, names = logged(folder), {path.name for path in folder.glob("checkpoints/checkpoint-*")}
+        child = start(folder.parent, 0.15)
+        if kill % 2:  # as soon as a checkpoint has begun to be written, and is not complete yet
+            wait_for(lambda names=names: half_written(folder) - names, child)
             time.sleep(chance.uniform(0, 0.02))
         else:
-            began = time.monotonic()
-            before = len(read_rows(folder))
-            while child.is_alive() and len(read_rows(folder)) <= before and time.monotonic() - began < 60:
-                time.sleep(0.01)
+            wait_for(lambda rows=rows: logged(folder) > rows, child)
             time.sleep(chance.uniform(0, 0.4))
-        if not child.is_alive():
-            break
+        assert child.is_alive()
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        kills += 1
-        inside_a_write += any(not (path / MANIFEST).exists() for path in folder.glob("checkpoints/checkpoint-*"))
-    child.join(240)
-    assert child.exitcode == 0
+        inside_a_write += bool(half_written(folder))
+    finish(start(folder.parent, 0.15))
 
     one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
-    say(
-        f"{kills} kills, {inside_a_write} of them inside a checkpoint write; {starts} starts; validation loss "
-        f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
-    )
-    assert kills == KILLS and inside_a_write >= 2
+    losses = f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
+    say(f"{KILLS} kills, {inside_a_write} of them inside a checkpoint write; validation loss {losses}")
+    assert inside_a_write >= 2
     assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
     last, last_other = latest_complete(one.folder), latest_complete(other.folder)
     assert last.name == last_other.name == "checkpoint-24"
@@ -151,18 +157,11 @@ def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
     assert one.evaluations[-1][1] == pytest.approx(other.evaluations[-1][1], abs=1e-3)
 
 
-def read_rows(folder: Path) -> list[str]:
-    file = folder / "history.jsonl"
-    return file.read_text().splitlines() if file.is_file() else []
-
-
 # ----------------------------------------------------------------------------------------------- the stop button
 
 
 def press_at(monkeypatch, steps: dict[int, int]) -> None:
     """Interrupt this process while it computes the given steps, as the notebook's stop button does."""
-    from helpers.trainer import OOMSafeTrainer
-
     original = OOMSafeTrainer.training_step
 
     def pressed(self, *args, **kwargs):
@@ -186,10 +185,7 @@ def test_stop_once_finishes_the_step_and_returns_a_usable_run(job, tmp_path, mon
     # What was said to be kept is what lies there: the adapter of that very step, and a checkpoint of the last one.
     kept = load_file(run.adapter / "adapter_model.safetensors")
     best = load_file(run.folder / f"checkpoints/checkpoint-{run.best_step}/adapter_model.safetensors")
-    assert (
-        all(torch.equal(kept[name], best[name]) for name in best)
-        and latest_complete(run.folder).name == f"checkpoint-{step}"
-    )
+    assert same(kept, best) and latest_complete(run.folder).name == f"checkpoint-{step}"
     assert [event["step"] for event in run.history if "loss" in event][-1] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -229,7 +225,7 @@ def test_a_run_goes_on_on_another_machine_from_its_copy(job, tmp_path, monkeypat
     assert "Continuing" in capsys.readouterr().out
     assert run.finished and run.evaluations == undisturbed.evaluations
     assert Run.load(drive / "tiny").finished and (drive / "tiny" / "adapter" / "adapter_model.safetensors").is_file()
-    assert not (drive / "tiny" / "checkpoints").is_dir() or not whole(drive / "tiny")
+    assert not (drive / "tiny" / "checkpoints").is_dir() or not complete_checkpoints(drive / "tiny")
 
 
 def test_a_drive_that_fails_does_not_stop_the_training(job, tmp_path, capsys):
@@ -249,29 +245,34 @@ def test_a_moved_run_finds_its_best_checkpoint(job, tmp_path, monkeypatch):
     assert run.best_step == 3 and same(load_file(run.adapter / "adapter_model.safetensors"), best)
 
 
-def test_only_resume_of_another_training_is_refused(job, tmp_path, monkeypatch):
-    run = interrupted(job, tmp_path, monkeypatch)
-    job["config"].r = 8
-    with pytest.raises(RunMismatch, match="r: 4 there, 8 now"):
-        train(**job, root=tmp_path, resume=run.folder)
-    job["config"].r, job["config"].max_steps = 4, 9
-    longer = train(**job, root=tmp_path, resume=run.folder)
-    assert longer.folder == run.folder and longer.finished and longer.evaluations[-1][0] == 9
+def test_more_steps_are_a_run_of_its_own_and_the_older_one_stays(job, tmp_path):
+    run = train(**job, root=tmp_path)
+    job["config"].max_steps = 9
+    longer = train(**job, root=tmp_path)
+    assert longer.folder == tmp_path / "tiny-2" and longer.evaluations[-1][0] == 9
+    assert longer.evaluations[0] == run.evaluations[0]  # from the base model, not from what the first one learned
+    assert Run.load(run.folder).evaluations == run.evaluations
+
+
+def test_a_merged_run_is_a_base_model_to_train_further(tiny_model, tmp_path):
+    rows = {"alpaca_rows": ROWS, "quantization": "none", "max_steps": 12}
+    run = train(**make_job(tiny_model, **rows), root=tmp_path)
+    further = train(**make_job(merge(run), **rows, name="further"), root=tmp_path)
+    assert further.first_eval_loss == pytest.approx(run.best_eval_loss, rel=0.01)  # merged weights have 16 bits
+    assert further.best_eval_loss < run.best_eval_loss
 
 
 def test_killed_between_the_last_checkpoint_and_the_end_only_the_end_is_done(job, tmp_path, monkeypatch):
-    import helpers.train as module
-
     def killed(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_adapter", killed)
+        patch.setattr(training, "save_adapter", killed)
         with pytest.raises(KeyboardInterrupt):
             train(**job, root=tmp_path)
     before = Run.load(tmp_path / "tiny")
     best = load_file(tmp_path / "tiny" / "checkpoints" / f"checkpoint-{before.best_step}" / "adapter_model.safetensors")
-    monkeypatch.setattr(module.OOMSafeTrainer, "training_step", killed)
+    monkeypatch.setattr(OOMSafeTrainer, "training_step", killed)
     run = train(**job, root=tmp_path)
     assert run.finished and run.evaluations == before.evaluations
     assert same(load_file(run.adapter / "adapter_model.safetensors"), best)
@@ -296,51 +297,31 @@ def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
 
 
 def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
-    from helpers.diagnosis import verdict
-
     chance = random.Random(0)
     rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
-    job = make_job(
-        tiny_model,
-        rows,
-        r=32,
-        lora_alpha=64,
-        max_steps=-1,
-        num_train_epochs=30,
-        learning_rate=1e-2,
-        effective_batch_size=10,
-        num_evaluations=30,
-        early_stopping_patience=5,
-        quantization="none",
-    )
+    by_heart = {"r": 32, "lora_alpha": 64, "learning_rate": 1e-2, "quantization": "none", "num_evaluations": 30}
+    long = {"effective_batch_size": 10, "max_steps": -1, "num_train_epochs": 30, "early_stopping_patience": 5}
+    job = make_job(tiny_model, rows, **by_heart, **long)
     assert len(job["training"]) == 20
     run = train(**job, root=tmp_path)
     last = run.evaluations[-1][0]
     say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 60; {verdict(run.history)}")
     assert run.finished and run.best_step < last < 60
     assert verdict(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(verdict(run.history))
-    from helpers.train import build_trainer
-
     trainer = build_trainer(**job, output_dir=tmp_path)
-    trainer.model.load_adapter(str(run.adapter), "default")
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(
-        run.best_eval_loss, abs=1e-5
-    )  # the kept adapter is the best step's
+    trainer.model.load_adapter(str(run.adapter), "default")  # the best step's
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(run.best_eval_loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     "error",
     [
         OSError(28, "No space left on device"),
-        RuntimeError(
-            "[enforce fail at inline_container.cc:672] . unexpected pos 19776 vs 19664"
-        ),  # PyTorch, on a full disk
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 19776 vs 19664"),  # PyTorch's writer
         Exception("No space left on device (os error 28)"),  # tokenizers
     ],
 )
 def test_a_full_disk_is_named_and_the_last_good_checkpoint_stands(job, tmp_path, monkeypatch, error):
-    from helpers.callbacks import TrainingStopped
-
     original = torch.save
 
     def full(thing, file, *args, **kwargs):

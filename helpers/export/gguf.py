@@ -13,11 +13,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from helpers.checkpoints import atomic_write
 from helpers.export import llama_cpp
 from helpers.export.llama_cpp import CONVERTED, QUANTIZED
 from helpers.export.ollama import modelfile
-from helpers.files import PART, ExportError, check_disk, flush
+from helpers.files import PART, ExportError, atomic_write, check_disk, flush
 
 
 def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from helpers.checkpoints import atomic_write
 from helpers.diagnosis import verdict
 from helpers.evaluation import worst_first
+from helpers.files import atomic_write
 from helpers.memory import GIB
 from helpers.plots import training_chart
 from helpers.recipe import total_steps
