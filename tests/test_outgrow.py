@@ -20,7 +20,7 @@ from conftest import make_job
 
 from helpers.config import ConfigError
 from helpers.export import export_plan, export_script
-from helpers.export.accelerate_configs import accelerate_configs
+from helpers.export.script import accelerate_config
 from helpers.hardware import KNOWN_GPUS
 from helpers.planner import make_plan
 from helpers.registry import BUNDLED_MODEL
@@ -151,21 +151,23 @@ def test_one_of_two_is_killed_the_other_ends_too_and_a_restart_goes_on(exported,
     assert worst <= BAR
 
 
-@pytest.mark.parametrize("card", ["T4", "RTX 4060"])
-def test_the_configs_are_what_accelerate_understands(job, card, tmp_path, monkeypatch):
+@pytest.mark.parametrize("card, precision", [("T4", "fp16"), ("RTX 4060", "bf16")])
+@pytest.mark.parametrize("name", ["replicated.yaml", "sharded.yaml"])
+def test_the_configs_are_what_accelerate_understands(job, card, precision, name, tmp_path, monkeypatch):
     plan = make_plan(job["config"], KNOWN_GPUS[card], exact=False)
-    for name, text in accelerate_configs(plan, gpus=2).items():
-        (tmp_path / name).write_text(text)
-        config = load_config_from_file(str(tmp_path / name))
-        assert isinstance(config, ClusterConfig) and config.num_processes == 2
-        assert config.mixed_precision == ("fp16" if card == "T4" else "bf16")
+    file = tmp_path / name
+    file.write_text(accelerate_config(name, plan, gpus=3))
+    config = load_config_from_file(str(file))
+    assert isinstance(config, ClusterConfig) and config.num_processes == 3 and config.mixed_precision == precision
     monkeypatch.setenv("FSDP_VERSION", "2")
-    settings = yaml.safe_load(accelerate_configs(plan, 2)["sharded.yaml"])["fsdp_config"]
-    known = FullyShardedDataParallelPlugin.__dataclass_fields__
-    named_otherwise = {"fsdp_auto_wrap_policy": "auto_wrap_policy"}
-    assert {
-        named_otherwise.get(name, name if name == "fsdp_version" else name.removeprefix("fsdp_")) for name in settings
-    } <= set(known)
+    known = set(FullyShardedDataParallelPlugin.__dataclass_fields__) | {"fsdp_version", "fsdp_auto_wrap_policy"}
+    for setting in yaml.safe_load(file.read_text()).get("fsdp_config", {}):
+        assert setting in known or setting.removeprefix("fsdp_") in known
+
+
+def test_a_plan_for_a_cpu_is_not_mixed(job):
+    config = yaml.safe_load(accelerate_config("replicated.yaml", job["plan"], gpus=2))
+    assert job["plan"].dtype == "float32" and config["mixed_precision"] == "no"  # and not YAML's false
 
 
 @pytest.mark.slow
@@ -181,9 +183,8 @@ def test_a_plan_for_two_cards_becomes_a_script_although_nothing_was_run(job, tmp
     job["config"].model = "Llama-3.2-3B-Instruct"
     plan = make_plan(job["config"], KNOWN_GPUS["T4"], exact=False, gpus=2, sharded=True)
     script = export_plan(job["config"], plan, job["training"], job["validation"], tmp_path / "export")
-    text = script.read_text()
-    compile(text, script, "exec")
-    assert "planned for 2 x Tesla T4" in text and "torch.float16 if SHARDED" in text and '"cpu" if SHARDED else' in text
+    settings = json.loads((script.parent / "settings.json").read_text())
+    assert "planned for 2 x Tesla T4" in settings["about"] and settings["dtype"] == "float16"
     assert yaml.safe_load((script.parent / "sharded.yaml").read_text())["num_processes"] == 2
     with pytest.raises(ConfigError, match=r"for 2 GPUs.*export_plan"):
         train(**job | {"plan": plan}, root=tmp_path / "runs")
