@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.export import ExportError, gguf, llama_cpp, modelfile, to_gguf
-from helpers.export.ollama import read_turns
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -88,16 +88,13 @@ def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
 
 def test_the_first_token_is_not_written_twice(tokenizer):
     tokenizer.chat_template = "<|im_start|>" + LLAMA3
-    assert read_turns(tokenizer).before_system.startswith("<|im_start|>")  # this tokenizer does not add it by itself
-    tokenizer.add_bos_token = True
-    tokenizer._tokenizer.post_processor = bos_adder(tokenizer)
-    assert not read_turns(tokenizer).before_system.startswith("<|im_start|>")
-
-
-def bos_adder(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
-    return TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)])
+    assert "{{ if .System }}<|im_start|><|start" in modelfile(
+        tokenizer, "m"
+    )  # this tokenizer does not add it by itself
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    assert "{{ if .System }}<|start" in modelfile(tokenizer, "m")
 
 
 def test_no_chat_template_is_said(tokenizer):
