@@ -135,9 +135,8 @@ def _examples(run: Run, training: Dataset | None, validation: Dataset | None) ->
         try:
             examples = load_examples(config.data, rejected=None)
         except DataError as error:
-            raise ExportError(
-                f"The data of {run.folder} cannot be read again ({error}): pass training= and validation=."
-            ) from None
+            missing = f"The data of {run.folder} cannot be read again ({error})"
+            raise ExportError(f"{missing}: pass training= and validation=.") from None
         training, validation = split(examples, config.validation_share, config.seed)
     if fingerprint(training, validation) != run.settings["data_sha256"]:
         raise ExportError(
