@@ -31,14 +31,8 @@ SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as 
 INDEX = "model.safetensors.index.json"
 NOT_COPIED = ("*.safetensors", "README.md", "adapter_config.json", "loss.png", "training_args.bin")
 # Fields of PEFT's LoraConfig that are empty, False or "none" in plain LoRA.
-UNLIKE_PLAIN_LORA: tuple[str, ...] = ("use_dora", "bias", "fan_in_fan_out", "lora_bias", "modules_to_save")
-UNLIKE_PLAIN_LORA += (
-    "rank_pattern",
-    "alpha_pattern",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-)
+UNLIKE_PLAIN_LORA = ["use_dora", "bias", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern"]
+UNLIKE_PLAIN_LORA += ["alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication"]
 TIMES_BF16 = {"F32": 2, "F64": 4}  # safetensors' names for what becomes bf16 -> how many times as many bytes it has
 
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name of a weight of the base -> its A and B
