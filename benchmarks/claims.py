@@ -107,13 +107,8 @@ def quickstart_lines() -> int:
 
 
 def script_lines() -> int:
-    """Lines of the script that `helpers.export.script` writes for a QLoRA run on a T4."""
-    from helpers.config import TrainConfig
-    from helpers.export.script_text import script_text
-    from helpers.planner import make_plan
-
-    config = TrainConfig(model="Qwen2.5-1.5B-Instruct", early_stopping_patience=0)
-    return code_lines(script_text(config, make_plan(config, KNOWN_GPUS["T4"], exact=False), 400))
+    """Lines of the script that `helpers.export.export_script` writes."""
+    return code_lines((course.ROOT / "helpers/export/templates/train.py").read_text(encoding="utf-8"))
 
 
 def claims() -> list[Claim]:

@@ -30,6 +30,7 @@ from helpers.weights import fetch_weights
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 EXAMPLES = 12
+LAYERS_PER_FILE = 5  # half a GB in each
 LAYERS = {
     "q_proj": (1536, 1536),
     "k_proj": (256, 1536),
@@ -109,17 +110,17 @@ def watch():
         time.sleep(0.005)
 watcher = threading.Thread(target=watch)
 watcher.start()
-merge(sys.argv[1], sys.argv[2], shard_bytes=int(sys.argv[3]))
+merge(sys.argv[1], sys.argv[2])
 done = True
 watcher.join()
 print(*[peak[name] - start[name] for name in names])
 """
 
 
-def memory(folder: Path, layers: int, shard_bytes: int) -> tuple[int, int, int]:
+def memory(folder: Path, layers: int) -> tuple[int, int, int]:
     """(bytes merged, RAM above the imports, the same with pages of mapped files) for a model of so many layers. Linux only."""
     adapter, target = make_large(folder / f"base-{layers}", layers), folder / f"merged-{layers}"
-    command = [sys.executable, "-c", CHILD, str(adapter), str(target), str(shard_bytes)]
+    command = [sys.executable, "-c", CHILD, str(adapter), str(target)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     own, with_files = map(int, done.stdout.splitlines()[-1].split())
     return sum(file.stat().st_size for file in target.glob("*.safetensors")), own, with_files
@@ -136,16 +137,18 @@ def make_large(folder: Path, layers: int) -> Path:
         num_key_value_heads=2,
     ).save_pretrained(folder)
     learned, weight_map = {}, {}
+    block = {}
     for layer in range(layers):
-        block = {}
         for name, (rows, columns) in LAYERS.items():
             module = f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}"
             block[f"{module}.weight"] = torch.full((rows, columns), 0.01, dtype=torch.bfloat16)
             learned[f"base_model.model.{module}.lora_A.weight"] = torch.full((8, columns), 0.01)
             learned[f"base_model.model.{module}.lora_B.weight"] = torch.full((rows, 8), 0.01)
-        file = f"model-{layer:05d}.safetensors"
-        save_file(block, folder / file)
-        weight_map |= dict.fromkeys(block, file)
+        if (layer + 1) % LAYERS_PER_FILE == 0 or layer + 1 == layers:
+            file = f"model-{layer:05d}.safetensors"
+            save_file(block, folder / file)
+            weight_map |= dict.fromkeys(block, file)
+            block = {}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
     adapter = folder.with_name(f"{folder.name}-adapter")
     LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", base_model_name_or_path=str(folder)).save_pretrained(adapter)
@@ -157,9 +160,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if sys.argv[1:] == ["--memory"]:
             for layers in (11, 42):
-                size, own, with_files = memory(Path(scratch), layers, 500_000_000)
+                size, own, with_files = memory(Path(scratch), layers)
                 print(
-                    f"{size / 1e9:.1f} GB in shards of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports "
+                    f"{size / 1e9:.1f} GB in files of 0.5 GB: {own / 1e9:.2f} GB of RAM above the imports "
                     f"({with_files / 1e9:.2f} GB with pages of mapped files)"
                 )
         elif len(sys.argv) == 2:

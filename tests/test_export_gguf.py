@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.export import ExportError, gguf, llama_cpp, modelfile, to_gguf
-from helpers.export.ollama import read_turns
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -50,33 +51,25 @@ def as_ollama_fills_it(text, conversation):
     turns = [m["content"] for m in conversation if m["role"] != "system"]
     written = ""
     for index in range(0, len(turns), 2):
-        turn, here = template, system if index == 0 else ""
-        if "{{ if .System }}" in turn:
-            before, rest = turn.split("{{ if .System }}")
-            inside, after = rest.split("{{ end }}")
-            turn = before + (inside.replace("{{ .System }}", here) if here else "") + after
-        turn = turn.replace("{{ .Prompt }}", turns[index])
-        if index + 1 == len(turns):
-            written += turn.split("{{ .Response }}")[0]
-        else:
-            written += turn.replace("{{ .Response }}", turns[index + 1])
+        shown = r"\1" if system and index == 0 else ""
+        turn = re.sub(r"{{ if .System }}(.*){{ end }}", shown, template, flags=re.DOTALL)
+        turn = turn.replace("{{ .System }}", system).replace("{{ .Prompt }}", turns[index])
+        asked_only = index + 1 == len(turns)
+        written += turn.split("{{ .Response }}")[0] if asked_only else turn.replace("{{ .Response }}", turns[index + 1])
     return written
 
 
-@pytest.mark.parametrize(
-    ("name", "template"), [("chatml", CHATML), ("llama 3", LLAMA3), ("gemma", GEMMA), ("mistral", MISTRAL)]
-)
-def test_ollama_writes_what_the_chat_template_writes(tokenizer, name, template):
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA, MISTRAL], ids=["chatml", "llama 3", "gemma", "mistral"])
+def test_ollama_writes_what_the_chat_template_writes(tokenizer, template):
     tokenizer.chat_template = template
     text = modelfile(tokenizer, "model.gguf")
     assert text.startswith("FROM ./model.gguf\n")
-    start = 0 if name in ("chatml", "llama 3") else 1  # the others know no system message
-    for conversation in (CONVERSATION[start:], CONVERSATION[1:], CONVERSATION[start : start + 2], CONVERSATION[1:2]):
-        if conversation[-1]["role"] == "user":
-            wanted = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-            if name == "mistral":  # it writes a space before answers already given, and none where it asks for one
-                wanted = wanted.replace("[/INST] ", "[/INST]")
-            assert as_ollama_fills_it(text, conversation) == wanted
+    with_system = [CONVERSATION, CONVERSATION[:2]] if template in (CHATML, LLAMA3) else []
+    for conversation in (*with_system, CONVERSATION[1:], CONVERSATION[1:2]):
+        wanted = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        if template == MISTRAL:  # it writes a space before answers already given, and none where it asks for one
+            wanted = wanted.replace("[/INST] ", "[/INST]")
+        assert as_ollama_fills_it(text, conversation) == wanted
 
 
 def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
@@ -88,16 +81,11 @@ def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
 
 def test_the_first_token_is_not_written_twice(tokenizer):
     tokenizer.chat_template = "<|im_start|>" + LLAMA3
-    assert read_turns(tokenizer).before_system.startswith("<|im_start|>")  # this tokenizer does not add it by itself
-    tokenizer.add_bos_token = True
-    tokenizer._tokenizer.post_processor = bos_adder(tokenizer)
-    assert not read_turns(tokenizer).before_system.startswith("<|im_start|>")
-
-
-def bos_adder(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
-    return TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)])
+    assert "{{ if .System }}<|im_start|><|start" in modelfile(tokenizer, "m")  # it does not add it by itself
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    assert "{{ if .System }}<|start" in modelfile(tokenizer, "m")
 
 
 def test_no_chat_template_is_said(tokenizer):
@@ -201,12 +189,8 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
     asked = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS[:4]]
     answers = generate(model, tokenizer, asked, max_new_tokens=24)
     prompts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    examples = Dataset.from_list(
-        [
-            {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
-            for prompt, text in zip(asked, answers)
-        ]
-    )
+    replies = [[{"role": "assistant", "content": text}] for text in answers]
+    examples = Dataset.from_dict({"prompt": asked, "completion": replies})
     wanted = greedy_tokens(model, tokenizer, examples)
     unpack = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}

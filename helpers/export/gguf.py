@@ -7,7 +7,6 @@ to_gguf(merged, "out/model-q4_k_m.gguf", "q4_k_m")   # about a third of the size
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer
 
 from helpers.export import llama_cpp
 from helpers.export.llama_cpp import CONVERTED, QUANTIZED
+from helpers.export.merging import refuse_quantized
 from helpers.export.ollama import modelfile
 from helpers.files import PART, ExportError, atomic_write, check_disk, flush
 
@@ -32,16 +32,12 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if kind not in CONVERTED and kind not in QUANTIZED:
         raise ExportError(f"{kind!r} is none of {', '.join([*CONVERTED, *QUANTIZED])}.")
     if not (merged / "config.json").is_file() or not list(merged.glob("*.safetensors")):
-        raise ExportError(
-            f"{merged} is no model folder: merge(run) writes one (an adapter alone cannot become a GGUF model)."
-        )
-    if json.loads((merged / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
-        raise ExportError(f"{merged} holds quantized weights: name the 16-bit folder that merge(run) has written.")
+        raise ExportError(f"{merged} is no model folder: merge(run) writes one.")
+    refuse_quantized(merged)
     weights = sum(part.stat().st_size for part in merged.glob("*.safetensors")) / 2  # how many: two bytes each
-    per_weight = (
-        CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTIZED[kind][1]
-    )  # for a moment, both are there
-    check_disk(file, int(weights * per_weight))
+    # A k-quant is made from an f16 file, so for a moment both are there.
+    bytes_per_weight = CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTIZED[kind][1]
+    check_disk(file, int(weights * bytes_per_weight))
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + PART)
     if kind in CONVERTED:

