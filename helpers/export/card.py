@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from helpers.diagnosis import verdict
+from helpers.diagnosis import diagnose
 from helpers.registry import BUNDLED_MODEL, CATALOG
 from helpers.runs import Run
 
@@ -50,7 +50,7 @@ Validation loss per answer token: **{run.first_eval_loss:.3f}** before training,
 
 ![training and validation loss by optimizer step](loss.png)
 
-The curve says: {verdict(run.history)}.
+The curve says: {diagnose(run.history)}.
 
 ## Use
 
