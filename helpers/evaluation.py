@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -30,7 +30,7 @@ from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, 
 from helpers.models import Messages, free_memory, generate
 from helpers.runs import Run
 
-Model = PreTrainedModel | PeftModel
+Model: TypeAlias = PreTrainedModel | PeftModel
 Losses = list[tuple[float, int]]  # (summed loss, tokens) of each answer
 EXAMPLES = 48  # as many as the quickstart compares
 LITTLE, MUCH = 0.1, 0.7  # rise in nats per token: exp(-0.1) = 0.9 times as likely, exp(-0.7) = half as likely

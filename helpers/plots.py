@@ -88,7 +88,7 @@ def training_chart(
     """
     figure = Figure(figsize=(7.2, 5.4))
     figure.suptitle(fill(diagnosis, DIAGNOSIS_WIDTH), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-    panels = figure.subplot_mosaic([["loss"] * 3, list(STRIPS)], height_ratios=[3.6, 1])
+    panels: dict[str, Axes] = figure.subplot_mosaic([["loss"] * 3, list(STRIPS)], height_ratios=[3.6, 1])
     panels["loss"].set_title(title, color=MUTED)
     _draw_losses(panels["loss"], history, max_steps)
     for key, words in STRIPS.items():
