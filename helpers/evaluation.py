@@ -1,211 +1,39 @@
 """Is it better? Before and after on held-out prompts, with numbers that say how sure one can be.
 
     evaluation = evaluate(run, tokenizer, validation, score=follows_house_style)
-    print(evaluation)               # better on 41 of 60, worse on 7, p = 0.0001; perplexity; what was forgotten
-    evaluation.save()               # evaluation.jsonl and run_report.html in the run folder
+    print(evaluation)               # better on 41 of 60, worse on 7, p < 0.0001; perplexity; what was forgotten
+    evaluation.save()               # evaluation.jsonl and evaluation.json in the run folder
+    HTML(side_by_side(worst_first(evaluation.table)))
 
-    table = compare_before_after(model, tokenizer, validation, score=follows_house_style)     # only the answers
-    HTML(side_by_side(worst_first(table)))
-
-A score is any function of the answer, or of the answer and the reference; higher is better.
-
-Before and after: what the model answers without the adapter, and what it answers with it.
-
-table = compare_before_after(model, tokenizer, validation, score=follows_house_style)
-table[["before_score", "after_score"]].mean()
-
-The loss of given answers, and perplexity: how surprised is the model by what it should say?
-
-perplexity(model, tokenizer, validation)      # exp(loss per answer token); 1 is certainty, the vocabulary's size is guessing
-
-Did it forget? How strange the model now finds what it used to say about everything else.
-
-    print(forgetting_check(model, tokenizer))
-
-No reference answers are needed: without its adapter, the model answers a dozen general prompts; then the loss of those very answers is
-measured without and with the adapter. Unchanged behavior gives the same loss. A rise by 0.7 means that each of its old words has become
-half as likely (exp(-0.7) = 0.5).
-
-The whole judgment of a run in one call: answers, scores, losses, and what was forgotten.
+Each part can be had alone: `compare_before_after` (answers), `perplexity` (how surprising are the right answers?) and
+`forgetting_check` (does the model still say what it used to say about everything else?).
 """
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.files import atomic_write
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
 from helpers.models import Messages, free_memory, generate
 from helpers.runs import Run
 
-
-def compare_before_after(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset,
-    score: Score | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 48,
-) -> pd.DataFrame:
-    """Greedy answers to the prompts of `examples`, with the adapter switched off (`before`) and on (`after`).
-
-    The same model answers twice, so no second copy is in memory. One row per example: `prompt`, `reference`, `before`, `after`, and
-    with `score` (higher is better) `before_score` and `after_score`.
-
-    Args:
-        score: a function of the answer, or of the answer and the reference.
-        batch_size: prompts that are answered at once: on a GPU, pass the plan's `generation_batch`.
-    """
-    if "prompt" not in examples.column_names:
-        raise ValueError(
-            "These examples are plain text, with no question to answer: judge them by perplexity(model, tokenizer, examples)."
-        )
-    prompts = list(examples["prompt"])
-    with model.disable_adapter():
-        before = answer(model, tokenizer, prompts, max_new_tokens, batch_size)
-    table = pd.DataFrame(
-        {
-            "prompt": [messages[-1]["content"] for messages in prompts],
-            "reference": [messages[-1]["content"] for messages in examples["completion"]],
-            "before": before,
-            "after": answer(model, tokenizer, prompts, max_new_tokens, batch_size),
-        }
-    )
-    if score is not None:
-        for when in ("before", "after"):
-            table[f"{when}_score"] = scored(score, table[when], table["reference"])
-    return table
-
-
-def answer(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Messages], max_new_tokens: int, batch_size: int
-) -> list[str]:
-    """Greedy answers; a batch that is too large for the card is halved, which changes nothing but the time."""
-    while True:
-        try:
-            return generate(model, tokenizer, prompts, max_new_tokens, batch_size)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-        free_memory()  # here, because the exception held what the batch had filled
-        batch_size = -(-batch_size // 2)
-        print(f"Out of memory while answering: {batch_size} prompts at a time from now on.")
-
-
-def worst_first(table: pd.DataFrame) -> pd.DataFrame:
-    """A comparison with the examples to look at on top: lowest score after training, then what became worse, then highest loss."""
-    keys = pd.DataFrame(index=table.index)
-    if "after_score" in table:
-        keys["score"] = table["after_score"]
-        keys["gained"] = table["after_score"] - table["before_score"]
-    if "after_loss" in table:
-        keys["loss"] = -table["after_loss"]
-    return table.loc[keys.sort_values(list(keys), kind="stable").index] if len(keys.columns) else table
-
-
-def side_by_side(table: pd.DataFrame, rows: int = 3) -> str:
-    """The first `rows` of a comparison as an HTML table: prompt, before, after. Readable in light and dark themes."""
-    cell = "<td style='text-align:left;vertical-align:top;white-space:pre-wrap;padding:8px;width:{}'>{}</td>"
-    widths = {"prompt": "24%", "before": "38%", "after": "38%"}
-    head = "".join(f"<th style='text-align:left;padding:8px'>{name}</th>" for name in widths)
-    body = "".join(
-        "<tr>" + "".join(cell.format(width, html.escape(str(row[name]))) for name, width in widths.items()) + "</tr>"
-        for _, row in table.head(rows).iterrows()
-    )
-    return f"<table style='width:100%;table-layout:fixed'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def perplexity(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Dataset,
-    max_length: int | None = None,
-) -> float:
-    """exp of the mean loss over all answer tokens of `examples`; the same loss that training reports."""
-    return exp(mean_loss(answer_losses(model, tokenizer, examples, max_length)))
-
-
-def mean_loss(losses: list[tuple[float, int]]) -> float:
-    """Per token, so that long answers count for more than short ones."""
-    return sum(total for total, _ in losses) / max(1, sum(tokens for _, tokens in losses))
-
-
-@torch.inference_mode()
-def answer_losses(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Any, max_length: int | None = None
-) -> list[tuple[float, int]]:
-    """(summed loss, tokens) of each example's answer; of the whole text where there is only `text`.
-
-    One example at a time, and the vocabulary only where the answer is: no padding, and little memory on any card.
-
-    Args:
-        examples: `prompt` and `completion` messages, or `text`: a Dataset, or a list of such rows.
-        max_length: cut examples to so many tokens, as training does.
-    """
-    losses = []
-    for ids, start, logits in _answers(model, tokenizer, examples, max_length):
-        losses.append(
-            (cross_entropy(logits.float(), ids[start:], reduction="sum").item(), len(ids) - start)
-            if len(logits)
-            else (0.0, 0)
-        )
-    return losses
-
-
-@torch.inference_mode()
-def greedy_tokens(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Any
-) -> list[list[int]]:
-    """What the model would choose at each position of the given answers: two models that agree here say the same.
-
-    Answers that were generated freely would differ in everything after their first different token.
-    """
-    return [logits.argmax(-1).tolist() for _, _, logits in _answers(model, tokenizer, examples, None)]
-
-
-def _answers(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Any, max_length: int | None
-) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
-    """(token ids, where the trained ones start, the logits that predict those) of each example."""
-    was_training = model.training
-    model.eval()
-    try:
-        for example in examples:
-            tokens, start = _tokens(tokenizer, example)
-            ids = torch.tensor(tokens[:max_length], device=model.device)
-            count = max(0, len(ids) - start)
-            if count:
-                logits = model(input_ids=ids[None], logits_to_keep=count + 1).logits[0, -count - 1 : -1]
-            yield ids, start, logits if count else torch.empty(0, device=model.device)
-    finally:
-        model.train(was_training)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, example: dict[str, Any]) -> tuple[list[int], int]:
-    """(token ids, where the trained ones start). The first token of a text is never predicted, so it does not count."""
-    if "text" in example:
-        ids = tokenizer(example["text"])["input_ids"]
-        return (ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]), 1
-    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template([*example["prompt"], *example["completion"]], return_dict=True)["input_ids"]
-    return whole, len(prompt)
-
-
-LITTLE, MUCH = 0.1, 0.7  # nats per token: each old word a tenth less likely; half as likely
-
+Model: TypeAlias = PreTrainedModel | PeftModel
+Losses = list[tuple[float, int]]  # (summed loss, tokens) of each answer
+EXAMPLES = 48  # as many as the quickstart compares
+LITTLE, MUCH = 0.1, 0.7  # rise in nats per token: exp(-0.1) = 0.9 times as likely, exp(-0.7) = half as likely
 GENERAL_PROMPTS = [
     "Why does the sky turn red in the evening?",
     "What is the capital of Portugal, and on which river does it lie?",
@@ -220,65 +48,6 @@ GENERAL_PROMPTS = [
     "Is it healthy to drink only fruit juice for a week? Explain briefly.",
     "List the planets of the solar system from the sun outwards.",
 ]  # ours, CC0; far from the data samples on purpose
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """`before` and `after` are the losses per token of the model's own old answers; `table` has both answers to read."""
-
-    before: float
-    after: float
-    table: pd.DataFrame
-
-    @property
-    def rise(self) -> float:
-        return self.after - self.before
-
-    def __str__(self) -> str:
-        where = f"on {len(self.table)} general prompts, its own old words are now {exp(self.rise):.2g} times less likely each"
-        losses = f"(loss {self.before:.2f} -> {self.after:.2f})"
-        if self.rise < LITTLE:
-            return f"hardly anything forgotten: on {len(self.table)} general prompts, it would still say what it said before {losses}"
-        if self.rise < MUCH:
-            return f"some change elsewhere: {where} {losses}"
-        return f"it now speaks differently about everything: {where} {losses}. Fewer steps, a lower learning rate, or general examples among your own help"
-
-
-def forgetting_check(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str] | None = None,
-    max_new_tokens: int = 60,
-    batch_size: int = 12,
-) -> Forgetting:
-    """Compare what the model says to general prompts without and with its adapter.
-
-    Args:
-        prompts: questions of yours, if there is something in particular that it must not forget.
-    """
-    asked = [[{"role": "user", "content": prompt}] for prompt in (prompts or GENERAL_PROMPTS)]
-    with model.disable_adapter():
-        before = answer(model, tokenizer, asked, max_new_tokens, batch_size)
-    examples = [
-        {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
-        for prompt, text in zip(asked, before)
-    ]
-    with model.disable_adapter():
-        old = answer_losses(model, tokenizer, examples)
-    new = answer_losses(model, tokenizer, examples)
-    table = pd.DataFrame(
-        {
-            "prompt": [prompt[0]["content"] for prompt in asked],
-            "before": before,
-            "after": answer(model, tokenizer, asked, max_new_tokens, batch_size),
-            "before_loss": [total / max(1, tokens) for total, tokens in old],
-            "after_loss": [total / max(1, tokens) for total, tokens in new],
-        }
-    )
-    return Forgetting(mean_loss(old), mean_loss(new), table)
-
-
-EXAMPLES = 48  # as many as the quickstart compares
 
 
 @dataclass(frozen=True)
@@ -301,13 +70,12 @@ class Evaluation:
 
     @property
     def sentences(self) -> list[str]:
-        said = []
+        """Scores with their intervals, how many became better, perplexity, what was forgotten."""
         if "after_score" in self.table:
-            said.append(
-                f"{self.score_name}: {_share(self.table['before_score'])} before, {_share(self.table['after_score'])} after"
-            )
-        what = "" if "after_score" in self.table else " by the loss of the reference answers"
-        said.append(f"{self.test}{what}")
+            before, after = (_share(self.table[f"{when}_score"]) for when in ("before", "after"))
+            said = [f"{self.score_name}: {before} before, {after} after", f"{self.test}"]
+        else:
+            said = [f"{self.test} by the loss of the reference answers"]
         said.append(
             f"perplexity of the reference answers: {exp(self.loss_before):.1f} before, {exp(self.loss_after):.1f} after "
             f"(loss per token {self.loss_before:.3f} -> {self.loss_after:.3f})"
@@ -317,26 +85,21 @@ class Evaluation:
     def __str__(self) -> str:
         return "\n".join(f"- {sentence}" for sentence in self.sentences)
 
-    def save(self) -> Path:
-        """Write `evaluation.jsonl` (every answer, worst first) and `run_report.html` into the run folder; returns the report."""
+    def save(self) -> None:
+        """Write `evaluation.jsonl` (every answer, worst first) and `evaluation.json` (the numbers) into the run folder."""
         rows = worst_first(self.table).to_json(orient="records", lines=True, force_ascii=False)
         atomic_write(self.run.folder / "evaluation.jsonl", rows.rstrip("\n") + "\n")
         atomic_write(self.run.folder / "evaluation.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
-        from helpers.export.report import write_report
-
-        return write_report(self.run, self)
 
     def summary(self) -> dict[str, Any]:
         """The numbers alone, as plain values."""
-        numbers = {"examples": len(self.table), "loss_before": self.loss_before, "loss_after": self.loss_after}
+        numbers: dict[str, Any] = {"examples": len(self.table)}
+        numbers |= {"loss_before": self.loss_before, "loss_after": self.loss_after}
         numbers |= {"better": self.test.better, "worse": self.test.worse, "p": self.test.p}
-        for when in ("before", "after"):
-            if f"{when}_score" in self.table:
-                scores = self.table[f"{when}_score"]
-                numbers[f"{self.score_name} {when}"] = {
-                    "mean": float(scores.mean()),
-                    "interval": bootstrap_interval(scores),
-                }
+        for when in ("before", "after") if "after_score" in self.table else ():
+            values = self.table[f"{when}_score"]
+            mean = float(values.mean())
+            numbers[f"{self.score_name} {when}"] = {"mean": mean, "interval": bootstrap_interval(values)}
         if self.forgetting:
             numbers |= {"general_loss_before": self.forgetting.before, "general_loss_after": self.forgetting.after}
         return numbers
@@ -344,7 +107,7 @@ class Evaluation:
 
 def evaluate(
     run: Run,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     examples: Dataset,
     score: Score | None = None,
     score_name: str = "",
@@ -366,24 +129,197 @@ def evaluate(
     """
     if run.model is None:
         raise ValueError(
-            f"The model of {run.folder} is not in memory: run its train cell (it finds the finished run), or set "
-            "run.model = load_adapter(run.adapter, model)."
+            "Model not in memory: run the train cell, or set run.model = load_adapter(run.adapter, model)."
         )
     model, examples = run.model, examples.select(range(min(EXAMPLES, len(examples))))
     table = compare_before_after(model, tokenizer, examples, score, max_new_tokens, batch_size)
     longest = run.plan.get("seq_len", run.settings["max_length"])  # as many tokens as training saw
-    with model.disable_adapter():
-        before = answer_losses(model, tokenizer, examples, longest)
-    after = answer_losses(model, tokenizer, examples, longest)
-    for when, losses in (("before", before), ("after", after)):
-        table[f"{when}_loss"] = [total / max(1, tokens) for total, tokens in losses]
-    forgotten = forgetting_check(model, tokenizer, list(general_prompts or []) or None) if forgetting else None
+    before, after = _before_after(model, lambda: answer_losses(model, tokenizer, examples, longest))
+    table["before_loss"], table["after_loss"] = _per_token(before), _per_token(after)
+    forgotten = forgetting_check(model, tokenizer, general_prompts) if forgetting else None
     name = score_name or getattr(score, "__name__", "score").replace("_", " ")
     return Evaluation(run, table, name, mean_loss(before), mean_loss(after), forgotten)
 
 
 def _share(values: pd.Series) -> str:
     low, high = bootstrap_interval(values)
-    if values.between(0, 1).all():
-        return f"{values.mean():.0%} (95 % interval {low:.0%} to {high:.0%})"
-    return f"{values.mean():.3g} (95 % interval {low:.3g} to {high:.3g})"
+    form = ".0%" if values.between(0, 1).all() else ".3g"
+    return f"{values.mean():{form}} (95 % interval {low:{form}} to {high:{form}})"
+
+
+def _before_after(model: PeftModel, measure: Callable[[], Any]) -> tuple[Any, Any]:
+    """`measure()` with the adapter off, and with it on: the same model twice, so no second copy is in memory."""
+    with model.disable_adapter():
+        before = measure()
+    return before, measure()
+
+
+def compare_before_after(
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    examples: Dataset,
+    score: Score | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 48,
+) -> pd.DataFrame:
+    """Greedy answers to the prompts of `examples`, with the adapter switched off (`before`) and on (`after`).
+
+    One row per example: `prompt`, `reference`, `before`, `after`, and with `score` also `before_score` and `after_score`.
+
+    Args:
+        score: a function of the answer, or of the answer and the reference; higher is better.
+        batch_size: prompts that are answered at once: on a GPU, pass the plan's `generation_batch`.
+    """
+    if "prompt" not in examples.column_names:
+        raise ValueError("No questions in these examples: judge them by perplexity(model, tokenizer, examples).")
+    prompts = list(examples["prompt"])
+    before, after = _before_after(model, lambda: answer(model, tokenizer, prompts, max_new_tokens, batch_size))
+    asked, wanted = ([messages[-1]["content"] for messages in examples[name]] for name in ("prompt", "completion"))
+    table = pd.DataFrame({"prompt": asked, "reference": wanted, "before": before, "after": after})
+    if score is not None:
+        table["before_score"], table["after_score"] = scored(score, before, wanted), scored(score, after, wanted)
+    return table
+
+
+def answer(
+    model: PeftModel, tokenizer: Tokenizer, prompts: list[Messages], max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Greedy answers; a batch that is too large for the card is halved, which changes nothing but the time."""
+    while True:
+        try:
+            return generate(model, tokenizer, prompts, max_new_tokens, batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        free_memory()  # here, because the exception held what the batch had filled
+        batch_size = -(-batch_size // 2)
+        print(f"Out of memory while answering: {batch_size} prompts at a time from now on.")
+
+
+def worst_first(table: pd.DataFrame) -> pd.DataFrame:
+    """A comparison with the examples to look at on top: lowest score after training, then what became worse, then highest loss."""
+    gained = table.get("after_score", 0) - table.get("before_score", 0)
+    ranked = table.assign(gained=gained, likelihood=-table.get("after_loss", 0))
+    keys = [key for key in ("after_score", "gained", "likelihood") if key in ranked]
+    return table.loc[ranked.sort_values(keys).index]
+
+
+def side_by_side(table: pd.DataFrame, rows: int = 3) -> str:
+    """The first `rows` of a comparison as an HTML table: prompt, before, after. Readable in light and dark themes."""
+    css = "text-align:left; vertical-align:top; white-space:pre-wrap; padding:8px"
+    shown = table.head(rows)[["prompt", "before", "after"]].style.hide(axis="index").format(escape="html")
+    shown = shown.set_table_styles([{"selector": cell, "props": css} for cell in ("th", "td")])
+    return shown.set_table_attributes("style='width:100%; table-layout:fixed'").to_html()
+
+
+def perplexity(model: Model, tokenizer: Tokenizer, examples: Dataset, max_length: int | None = None) -> float:
+    """exp of the loss per answer token, as training reports it: 1 is certainty, the vocabulary's size is guessing."""
+    return exp(mean_loss(answer_losses(model, tokenizer, examples, max_length)))
+
+
+def mean_loss(losses: Losses) -> float:
+    """Per token, so that long answers count for more than short ones."""
+    return sum(total for total, _ in losses) / max(1, sum(tokens for _, tokens in losses))
+
+
+def _per_token(losses: Losses) -> list[float]:
+    return [total / max(1, tokens) for total, tokens in losses]
+
+
+@torch.inference_mode()
+def answer_losses(
+    model: Model, tokenizer: Tokenizer, examples: Any, max_length: int | None = None
+) -> list[tuple[float, int]]:
+    """(summed loss, tokens) of each example's answer; of the whole text where there is only `text`.
+
+    One example at a time, and the vocabulary only where the answer is: no padding, and little memory on any card.
+
+    Args:
+        examples: `prompt` and `completion` messages, or `text`: a Dataset, or a list of such rows.
+        max_length: cut examples to so many tokens, as training does.
+    """
+    answers = _answers(model, tokenizer, examples, max_length)
+    return [(cross_entropy(logits.float(), ids, reduction="sum").item(), len(ids)) for ids, logits in answers]
+
+
+@torch.inference_mode()
+def greedy_tokens(model: Model, tokenizer: Tokenizer, examples: Any) -> list[list[int]]:
+    """What the model would choose at each position of the given answers: two models that agree here say the same.
+
+    Answers that were generated freely would differ in everything after their first different token.
+    """
+    return [logits.argmax(-1).tolist() for _, logits in _answers(model, tokenizer, examples, None)]
+
+
+def _answers(
+    model: Model, tokenizer: Tokenizer, examples: Any, max_length: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(token ids of the answer, the logits that predict them) of each example; both are empty if the answer was cut away."""
+    was_training = model.training
+    model.eval()
+    try:
+        for example in examples:
+            tokens, start = _tokens(tokenizer, example)
+            ids = torch.tensor(tokens[:max_length], device=model.device)
+            count = max(0, len(ids) - start)
+            logits = model(input_ids=ids[None], logits_to_keep=count + 1).logits[0]
+            yield ids[start:], logits[-count - 1 : -1]
+    finally:
+        model.train(was_training)
+
+
+def _tokens(tokenizer: Tokenizer, example: dict[str, Any]) -> tuple[list[int], int]:
+    """(token ids, where the trained ones start). The first token of a text is never predicted, so it does not count."""
+    if "text" in example:
+        ids = tokenizer(example["text"])["input_ids"]
+        return (ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]), 1
+    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template([*example["prompt"], *example["completion"]], return_dict=True)["input_ids"]
+    return whole, len(prompt)
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """`before` and `after` are the losses per token of the model's own old answers; `table` has both answers to read."""
+
+    before: float
+    after: float
+    table: pd.DataFrame
+
+    @property
+    def rise(self) -> float:
+        """In nats per token."""
+        return self.after - self.before
+
+    def __str__(self) -> str:
+        losses = f"(loss {self.before:.2f} -> {self.after:.2f})"
+        where = f"on {len(self.table)} general prompts"
+        if self.rise < LITTLE:
+            return f"hardly anything forgotten: {where}, it would still say what it said before {losses}"
+        where += f", its own old words are now {exp(self.rise):.2g} times less likely each {losses}"
+        if self.rise < MUCH:
+            return f"some change elsewhere: {where}"
+        return f"much forgotten: {where}. Fewer steps, a lower learning rate, or general examples among your own help"
+
+
+def forgetting_check(
+    model: PeftModel, tokenizer: Tokenizer, prompts: Sequence[str] | None = None, max_new_tokens: int = 60
+) -> Forgetting:
+    """How strange the model now finds what it used to say about everything else. No reference answers are needed.
+
+    Without its adapter, the model answers a dozen general prompts; then the loss of those very answers is measured without and
+    with the adapter. Unchanged behavior gives the same loss.
+
+    Args:
+        prompts: questions of yours, if there is something in particular that it must not forget.
+    """
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts or GENERAL_PROMPTS]
+    before, after = _before_after(model, lambda: answer(model, tokenizer, asked, max_new_tokens, batch_size=12))
+    examples = [
+        {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+        for prompt, text in zip(asked, before)
+    ]
+    old, new = _before_after(model, lambda: answer_losses(model, tokenizer, examples))
+    table = pd.DataFrame({"prompt": list(prompts or GENERAL_PROMPTS), "before": before, "after": after})
+    table["before_loss"], table["after_loss"] = _per_token(old), _per_token(new)
+    return Forgetting(mean_loss(old), mean_loss(new), table)

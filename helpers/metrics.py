@@ -1,10 +1,7 @@
-"""Score functions: an answer, and mostly the reference, become a number between 0 and 1. Yours may do the same.
+"""Score functions (an answer, and mostly the reference, become a number between 0 and 1), and how sure their means are.
 
-def is_short(answer): return len(answer.split()) < 50
+def is_short(answer): return len(answer.split()) < 50      # yours may do the same
 table = compare_before_after(model, tokenizer, validation, score=is_short)
-
-How sure can one be? A confidence interval for one mean, and a paired test for two.
-
 low, high = bootstrap_interval(table["after_score"])
 print(paired_test(table["before_score"], table["after_score"]))      # better on 41 of 60, worse on 7, p < 0.0001
 """
@@ -22,13 +19,9 @@ import numpy as np
 
 Score = Callable[..., float]
 # The five lines that every answer of the fictional shop in data_samples/customer_support.jsonl has.
-HOUSE_STYLE = re.compile(
-    r"Hello \S+,\n"
-    r"I hear you: .+\n"
-    r"We will: .+\n"
-    r"You can: .+\n"
-    r"Warmly, Wren at Copperleaf"
-)
+HOUSE_STYLE = re.compile(r"Hello \S+,\nI hear you: .+\nWe will: .+\nYou can: .+\nWarmly, Wren at Copperleaf")
+DRAWS = 4000  # of the bootstrap
+CLEAR = 0.05  # the usual, arbitrary line below which chance is called unlikely
 
 
 def follows_house_style(answer: str) -> bool:
@@ -36,66 +29,43 @@ def follows_house_style(answer: str) -> bool:
     return HOUSE_STYLE.fullmatch(answer) is not None
 
 
-def exact_match(answer: str, reference: str) -> bool:
-    """Is it the reference, but for spaces and line ends?"""
-    return answer.split() == reference.split()
-
-
 def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L: how long the longest common subsequence of words is, as F1 (Lin 2004). Words in the same order count, gaps do not.
 
     Raises:
-        ImportError: rapidfuzz is not installed; says how to get it.
+        ImportError: rapidfuzz is not installed.
     """
     try:
         from rapidfuzz.distance import LCSseq
     except ImportError:
-        raise ImportError(
-            "ROUGE-L needs the package rapidfuzz: %pip install rapidfuzz (2 MB), or use token_f1."
-        ) from None
-    given, wanted = words(answer), words(reference)
+        raise ImportError("ROUGE-L needs rapidfuzz: %pip install rapidfuzz (2 MB), or use token_f1.") from None
+    given, wanted = _words(answer), _words(reference)
     return _f1(LCSseq.similarity(given, wanted), len(given), len(wanted))
 
 
 def token_f1(answer: str, reference: str) -> float:
     """F1 of the words, in any order: what share of the answer's words is in the reference, and the other way round."""
-    given, wanted = words(answer), words(reference)
+    given, wanted = _words(answer), _words(reference)
     return _f1((Counter(given) & Counter(wanted)).total(), len(given), len(wanted))
 
 
-def words(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     """Lower-case words and numbers of any alphabet, without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 
-def _f1(common: float, given: int, wanted: int) -> float:
+def _f1(common: int, given: int, wanted: int) -> float:
     """The harmonic mean of common / given and common / wanted."""
     return 2 * common / (given + wanted) if given + wanted else 1.0
 
 
 def scored(score: Score, answers: Iterable[str], references: Iterable[str]) -> list[float]:
-    """`score` of each answer, given the reference too if it takes two arguments."""
-    needs_reference = len(_positional(score)) > 1
-    return [
-        float(score(answer, reference) if needs_reference else score(answer))
-        for answer, reference in zip(answers, references)
-    ]
-
-
-def _positional(score: Score) -> list[str]:
-    """The arguments that have no default."""
-    try:
-        parameters = inspect.signature(score).parameters.values()
-    except ValueError:  # some built-in functions do not tell
-        return ["answer"]
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [
-        parameter.name for parameter in parameters if parameter.kind in plain and parameter.default is parameter.empty
-    ]
-
-
-DRAWS = 4000
-CLEAR = 0.05  # the usual, arbitrary line below which chance is called unlikely
+    """`score` of each answer, given the reference too if it has two arguments without a default."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(score).parameters.values()
+    if sum(item.kind in positional and item.default is item.empty for item in parameters) > 1:
+        return [float(score(answer, reference)) for answer, reference in zip(answers, references)]
+    return [float(score(answer)) for answer in answers]
 
 
 def bootstrap_interval(
@@ -106,14 +76,14 @@ def bootstrap_interval(
     If all values are equal, every drawing is the same and the bootstrap knows nothing; for scores that are all 0 or all 1, the rule
     of three then says what is still possible: 3 / n.
     """
-    values = np.asarray(values, dtype=float)
-    if not len(values):
+    scores = np.asarray(values, dtype=float)
+    if not len(scores):
         raise ValueError("No values, so no interval: score at least one example.")
-    if values.min() == values.max():
-        value, margin = float(values[0]), min(1.0, 3 / len(values))
-        return {0.0: (0.0, margin), 1.0: (1 - margin, 1.0)}.get(value, (value, value))
-    chosen = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    if scores.min() == scores.max():
+        score, margin = float(scores[0]), min(1.0, 3 / len(scores))
+        return {0.0: (0.0, margin), 1.0: (1 - margin, 1.0)}.get(score, (score, score))
+    chosen = np.random.default_rng(seed).integers(0, len(scores), (draws, len(scores)))
+    low, high = np.quantile(scores[chosen].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -128,6 +98,7 @@ class PairedTest:
 
     @property
     def clear(self) -> bool:
+        """Below the usual 5 %."""
         return self.p < CLEAR
 
     def __str__(self) -> str:
@@ -143,9 +114,7 @@ def paired_test(before: Sequence[float], after: Sequence[float]) -> PairedTest:
     nothing about the direction and are left out.
     """
     if len(before) != len(after):
-        raise ValueError(
-            f"{len(before)} scores before and {len(after)} after are no pairs: score the same examples twice."
-        )
+        raise ValueError(f"{len(before)} scores before and {len(after)} after: score the same examples twice.")
     better = sum(bool(new > old) for old, new in zip(before, after))
     worse = sum(bool(new < old) for old, new in zip(before, after))
     changed = better + worse

@@ -1,23 +1,20 @@
-"""Every figure, as a function that returns a matplotlib `Figure` (never a window, never pyplot's global state).
-
-loss_chart(run.history).savefig("loss.png")
-
-A matplotlib `Figure` as something that every notebook shows.
+"""Every figure, as a function that returns a matplotlib `Figure`: never a window, never pyplot's global state.
 
 picture(loss_chart(run.history), "The loss falls")      # last line of a cell
 place = Place()
-place.show(figure, "Two runs")                          # again and again: the newest picture stands where the first one stood
+place.show(figure, "Two runs")      # again and again: the newest picture stands where the first one stood
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,250 +22,28 @@ from helpers.memory import GIB, MemoryEstimate
 
 if TYPE_CHECKING:
     from IPython.display import Image
-    from matplotlib.figure import Figure
 
+History = list[dict[str, Any]]
 
-TRAIN, VALIDATION, BEST, MUTED = (
-    "#4c78a8",
-    "#e45756",
-    "#2f7d4f",
-    "#7a7a7a",
-)  # told apart in color blindness and in grey
+# Told apart in color blindness and in grey.
+TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"
 BINS = 40  # of the length histogram
-VERDICT_WIDTH = 92  # characters of a line above the chart
+DIAGNOSIS_WIDTH = 92  # characters of a line above the chart
+STRIPS = {"learning_rate": "learning rate by step", "grad_norm": "gradient norm by step", "memory": "peak memory"}
+STYLE = {
+    "figure.figsize": (7.2, 3.8),  # inches
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+}
 
-
-def loss_chart(history: list[dict[str, Any]], total_steps: int | None = None, title: str = "") -> Figure:
-    """Training and validation loss over optimizer steps, with the step of the lowest validation loss marked.
-
-    Args:
-        history: log events with the keys that TRL writes (`step`, `loss`, `eval_loss`).
-        total_steps: length of the whole run, so that the axis does not move while it trains.
-    """
-    figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
-    _draw_losses(figure.add_subplot(), history, total_steps, title)
-    return figure
-
-
-def training_chart(
-    history: list[dict[str, Any]],
-    total_steps: int | None = None,
-    title: str = "",
-    verdict: str = "",
-    planned_bytes: int | None = None,
-) -> Figure:
-    """The loss chart with what else is worth watching below it: learning rate, gradient norm, memory against the plan.
-
-    Args:
-        history: log events; the strips read `learning_rate`, `grad_norm` and `peak_bytes`.
-        verdict: one sentence on what the curve says, shown above it.
-        planned_bytes: what the plan said the peak would be.
-    """
-    figure = Figure(figsize=(7.2, 5.2), dpi=110, layout="constrained")
-    rows = figure.add_gridspec(2, 3, height_ratios=[3.6, 1])
-    losses = figure.add_subplot(rows[0, :])
-    _draw_losses(losses, history, total_steps, title)
-    losses.set_xlabel("")
-    if verdict:
-        sentence = fill(verdict, VERDICT_WIDTH)
-        losses.text(0, 1.01, sentence, transform=losses.transAxes, va="bottom", fontsize=9.5, fontweight="bold")
-        losses.set_title(title, loc="left", fontsize=10, color=MUTED, pad=20 + 12 * sentence.count("\n"))
-    limits = _step_limits(history, total_steps)
-    for column, (key, label) in enumerate([("learning_rate", "learning rate"), ("grad_norm", "gradient norm")]):
-        axes = figure.add_subplot(rows[1, column])
-        axes.plot(*_points(history, key), color=TRAIN, linewidth=1.4, marker=".", markersize=3)
-        axes.set_xlim(*limits)
-        axes.set_ylim(bottom=0)
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        _strip(axes, f"{label} by step")
-    memory = figure.add_subplot(rows[1, 2])
-    used = max((event.get("peak_bytes") or 0 for event in history), default=0) / GIB
-    names, sizes = ["used"], [used]
-    if planned_bytes:
-        names, sizes = ["used", "planned"], [used, planned_bytes / GIB]
-    bars = memory.barh(names, sizes, color=[TRAIN, MUTED][: len(names)], height=0.6)
-    memory.bar_label(bars, fmt="%.1f GiB", padding=3, fontsize=8)
-    memory.set_xlim(0, max(*sizes, 0.1) * 1.5)
-    memory.set_xticks([])
-    memory.invert_yaxis()
-    _strip(memory, "memory at the peak")
-    return figure
-
-
-def comparison_chart(histories: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Validation curves of several runs on one pair of axes, each with its best step marked.
-
-    Args:
-        histories: label -> log events.
-    """
-    figure = Figure(figsize=(7.2, 3.8), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    for number, (label, history) in enumerate(histories.items()):
-        steps, losses = _points(history, "eval_loss")
-        color, marker = f"C{number % 10}", "osD^vPX*<>"[number % 10]  # color alone would be lost in print
-        axes.plot(steps, losses, color=color, linewidth=1.8, marker=marker, markersize=5, label=label)
-        trained = [point for point in zip(steps, losses) if point[0] > 0]
-        if trained:
-            axes.scatter(
-                *min(trained, key=lambda point: point[1]), s=170, facecolors="none", edgecolors=color, linewidths=1.8
-            )
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("validation loss per answer token")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    if histories:
-        axes.legend(frameon=False, title="circle: best step", title_fontsize=8.5)
-    return figure
-
-
-def length_chart(
-    token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = ""
-) -> Figure:
-    """Histogram of tokens per example with a line at `max_length`, and what share of the examples it covers whole.
-
-    Args:
-        token_lengths: tokens of each example, as `helpers.data.lengths` gives them.
-        memory: sequence length -> GiB of a training step; drawn as a second panel below.
-    """
-    from helpers.data.tokens import coverage  # here, because whoever has lengths has loaded the data rooms already
-
-    figure = Figure(figsize=(7.2, 3.4 if memory is None else 5.4), dpi=110, layout="constrained")
-    panels = figure.subplots(
-        1 if memory is None else 2, 1, squeeze=False, height_ratios=None if memory is None else (3, 2)
-    )
-    axes = panels[0][0]
-    right = max([max_length, *token_lengths]) * 1.05
-    axes.hist(token_lengths, bins=BINS, range=(0, right), color=TRAIN, edgecolor="white", linewidth=0.4)
-    axes.axvline(max_length, color=VALIDATION, linewidth=1.6, linestyle="--")
-    axes.annotate(
-        f"max_length {max_length:,} covers {_percent(coverage(token_lengths, max_length))} of your examples",
-        (max_length, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="right" if max_length > 0.5 * right else "left",
-        fontsize=9,
-        color=VALIDATION,
-        fontweight="bold",
-    )
-    axes.set_xlabel("tokens per example, question and answer together")
-    axes.set_ylabel("examples")
-    axes.set_title(title, loc="left", fontsize=10.5, pad=18)
-    if memory is not None:
-        _memory_panel(panels[1][0], partial(coverage, token_lengths), max_length, memory)
-    for panel in panels[:, 0]:
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _memory_panel(axes: Axes, coverage: Callable[[int], float], max_length: int, memory: dict[int, float]) -> None:
-    """One bar per sequence length, labeled with what it costs and what it covers."""
-    chosen = sorted(memory)
-    bars = axes.barh(
-        range(len(chosen)),
-        [memory[length] for length in chosen],
-        height=0.66,
-        color=[VALIDATION if length == max_length else MUTED for length in chosen],
-    )
-    covered = [_percent(coverage(length)) for length in chosen]
-    axes.bar_label(
-        bars,
-        [f"{memory[length]:.1f} GiB, covers {share}" for length, share in zip(chosen, covered)],
-        padding=4,
-        fontsize=8.5,
-    )
-    axes.set_yticks(range(len(chosen)), [f"{length:,}" for length in chosen])
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(memory.values()) * 1.35)
-    axes.set_ylabel("max_length")
-    axes.set_xlabel("GiB at the peak of a training step, if every example were that long")
-
-
-def _percent(share: float) -> str:
-    """Rounded down, so that "100 %" means every one."""
-    return f"{int(share * 1000) / 10:g} %"
-
-
-def _points(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the events that have a number under `key`."""
-    found = [(event["step"], event[key]) for event in history if event.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def _step_limits(history: list[dict[str, Any]], total_steps: int | None) -> tuple[float, float]:
-    return -0.4, (total_steps or max([1, *[event["step"] for event in history]])) + 0.4
-
-
-def _strip(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=8.5, color=MUTED, pad=12)
-    axes.tick_params(labelsize=7.5)
-    axes.yaxis.get_offset_text().set_fontsize(7)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_losses(axes: Axes, history: list[dict[str, Any]], total_steps: int | None, title: str) -> None:
-    train, validation = list(zip(*_points(history, "loss"))), list(zip(*_points(history, "eval_loss")))
-    if train:
-        axes.plot(*zip(*train), color=TRAIN, linewidth=1.8, marker=".", markersize=5, label="training loss")
-    if validation:
-        axes.plot(*zip(*validation), color=VALIDATION, linewidth=1.8, marker="o", markersize=5, label="validation loss")
-        axes.annotate(
-            f"untrained model: {validation[0][1]:.2f}",
-            (1, validation[0][1]),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=MUTED,
-        )
-        axes.axhline(validation[0][1], color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss per answer token")
-    axes.set_title(title, loc="left", fontsize=10.5)
-    axes.set_xlim(*_step_limits(history, total_steps))
-    axes.margins(y=0.14)
-    trained = [point for point in validation if point[0] > 0]
-    if trained:
-        _mark_best(axes, min(trained, key=lambda point: point[1]), [train, validation])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    if train or validation:
-        axes.legend(frameon=False, loc="lower left")
-
-
-def _mark_best(axes: Axes, best: tuple[float, float], curves: list[list[tuple[float, float]]]) -> None:
-    """A ring around the best point, and its name on that side of it where it hides the least of the curves."""
-    axes.scatter(*zip(best), s=190, facecolors="none", edgecolors=BEST, linewidths=2, zorder=3, clip_on=False)
-    label = axes.annotate(
-        f"best: {best[1]:.2f} at step {best[0]:g}",
-        best,
-        xytext=(0, 0),
-        textcoords="offset points",
-        va="center",
-        color=BEST,
-        fontweight="bold",
-        annotation_clip=False,
-    )
-    drawn = []  # every pixel or so of the curves
-    for curve in filter(None, curves):
-        steps = np.linspace(curve[0][0], curve[-1][0], 400)
-        drawn.append(axes.transData.transform(np.column_stack([steps, np.interp(steps, *zip(*curve))])))
-    pixels = np.concatenate(drawn)
-
-    def hidden(side: tuple[str, int, int]) -> float:
-        label.set_ha(side[0])
-        label.set_position(side[1:])
-        box = label.get_window_extent()
-        outside = not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1))
-        inside = (pixels > (box.x0, box.y0)) & (pixels < (box.x1, box.y1))
-        return outside * len(pixels) + inside.all(axis=1).sum()
-
-    sides = [("right", 0, -20), ("left", 0, 20), ("right", 0, 20), ("left", 0, -20), ("left", 12, 0), ("right", -12, 0)]
-    hidden(min(sides, key=hidden))  # the last call leaves it there
-
-
-# One color per part, from what stays (cool) to what comes and goes (warm); parts not named here share the last one.
+# One color per part, from what stays (cool) to what comes and goes (warm); parts not named here share MUTED.
 PART_COLORS = {
     "base weights": "#3b5b92",
     "embeddings and norms": "#7195c9",
@@ -287,6 +62,101 @@ PART_COLORS = {
 }
 
 
+@rc_context(STYLE)
+def loss_chart(history: History, max_steps: int | None = None, title: str = "") -> Figure:
+    """Training and validation loss over optimizer steps, with the step of the lowest validation loss marked.
+
+    Args:
+        history: log events with the keys that TRL writes (`step`, `loss`, `eval_loss`).
+        max_steps: length of the whole run, so that the axis does not move while it trains.
+    """
+    figure = Figure()
+    _draw_losses(figure.add_subplot(title=title), history, max_steps)
+    return figure
+
+
+@rc_context(STYLE)
+def training_chart(
+    history: History, max_steps: int | None = None, title: str = "", diagnosis: str = "", planned_bytes: int = 0
+) -> Figure:
+    """The loss chart with what else is worth watching below it: learning rate, gradient norm, memory against the plan.
+
+    Args:
+        history: log events; the strips read `learning_rate`, `grad_norm` and `peak_bytes`.
+        diagnosis: one sentence on what the curve says, shown above it.
+        planned_bytes: what the plan said the peak would be; 0 if it did not.
+    """
+    figure = Figure(figsize=(7.2, 5.4))
+    figure.suptitle(fill(diagnosis, DIAGNOSIS_WIDTH), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    panels: dict[str, Axes] = figure.subplot_mosaic([["loss"] * 3, list(STRIPS)], height_ratios=[3.6, 1])
+    panels["loss"].set_title(title, color=MUTED)
+    _draw_losses(panels["loss"], history, max_steps)
+    for key, words in STRIPS.items():
+        panels[key].set_title(words, fontsize=8.5, color=MUTED, pad=12)
+        panels[key].tick_params(labelsize=7.5)
+    for key in ("learning_rate", "grad_norm"):
+        panels[key].plot(*_points(history, key), color=TRAIN, marker=".", markersize=3)
+        panels[key].set(xlim=panels["loss"].get_xlim(), ylim=(0, None))
+        panels[key].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        panels[key].yaxis.get_offset_text().set_fontsize(7)
+    sizes = {"used": max((event.get("peak_bytes") or 0 for event in history), default=0) / GIB}
+    if planned_bytes:
+        sizes["planned"] = planned_bytes / GIB
+    memory = panels["memory"]
+    bars = memory.barh(list(sizes), list(sizes.values()), color=[TRAIN, MUTED][: len(sizes)], height=0.6)
+    memory.bar_label(bars, fmt="%.1f GiB", padding=3, fontsize=8)
+    memory.set(xlim=(0, max(*sizes.values(), 0.1) * 1.5), xticks=[])
+    memory.invert_yaxis()
+    return figure
+
+
+@rc_context(STYLE)
+def comparison_chart(histories: dict[str, History]) -> Figure:
+    """Validation curves of several runs (label -> log events) on one pair of axes, each with its best step marked."""
+    figure = Figure()
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="validation loss per answer token")
+    for number, (label, history) in enumerate(histories.items()):
+        color, marker = f"C{number % 10}", "osD^vPX*<>"[number % 10]  # color alone would be lost in print
+        axes.plot(*_points(history, "eval_loss"), color=color, marker=marker, label=label)
+        _ring_best(axes, history, color)
+    axes.grid(axis="y", alpha=0.25)
+    if histories:
+        axes.legend(title="circle: best step", fontsize="medium")
+    return figure
+
+
+@rc_context(STYLE)
+def length_chart(
+    token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = ""
+) -> Figure:
+    """Histogram of tokens per example with a line at `max_length`, and what share of the examples it covers whole.
+
+    Args:
+        token_lengths: tokens of each example, as `helpers.data.lengths` gives them.
+        memory: sequence length -> GiB of a training step; drawn as a second panel below.
+    """
+    figure = Figure(figsize=(7.2, 5.4 if memory else 3.4))
+    rows = figure.add_gridspec(2 if memory else 1, 1, height_ratios=[3, 2] if memory else None)
+    axes = figure.add_subplot(rows[0], xlabel="tokens per example, question and answer together", ylabel="examples")
+    axes.set_title(title, pad=18)
+    right = max([max_length, *token_lengths]) * 1.05
+    axes.hist(token_lengths, bins=BINS, range=(0, right), color=TRAIN, edgecolor="white", linewidth=0.4)
+    covers = f"max_length {max_length:,} covers {_covered(token_lengths, max_length)} of your examples"
+    side = "right" if max_length > right / 2 else "left"
+    _mark_limit(axes, max_length, covers, ha=side, color=VALIDATION, fontweight="bold")
+    if memory:
+        costs = figure.add_subplot(rows[1], ylabel="max_length")
+        colors = [VALIDATION if length == max_length else MUTED for length in sorted(memory)]
+        bars = costs.barh([f"{n:,}" for n in sorted(memory)], [memory[n] for n in sorted(memory)], 0.66, color=colors)
+        labels = [f"{memory[n]:.1f} GiB, covers {_covered(token_lengths, n)}" for n in sorted(memory)]
+        costs.bar_label(bars, labels, padding=4, fontsize=8.5)
+        costs.set_xlabel("GiB at the peak of a training step, if every example were that long")
+        costs.set_xlim(0, max(memory.values()) * 1.35)
+        costs.invert_yaxis()
+    return figure
+
+
+@rc_context(STYLE)
 def memory_chart(
     estimates: dict[str, MemoryEstimate], card_bytes: int | None = None, card_name: str = "this card"
 ) -> Figure:
@@ -296,56 +166,29 @@ def memory_chart(
         estimates: label -> estimate; one entry for a single bar, several to compare.
         card_bytes: where to draw the card's line; bars that cross it get their total in red.
     """
-    names = list(dict.fromkeys(part for estimate in estimates.values() for part in estimate.parts))
-    names.sort(key=lambda part: list(PART_COLORS).index(part) if part in PART_COLORS else len(PART_COLORS))
-    figure = Figure(
-        figsize=(8.4, 1.5 + 0.42 * len(estimates) + 0.22 * -(-len(names) // 4)), dpi=110, layout="constrained"
-    )
-    axes = figure.add_subplot()
-    longest = max([card_bytes or 0, *(estimate.total_bytes for estimate in estimates.values())]) / GIB
-    for row, estimate in enumerate(estimates.values()):
-        left = 0.0
-        for part in names:
-            width = estimate.parts.get(part, 0) / GIB
-            label = part if part not in axes.get_legend_handles_labels()[1] else None
-            axes.barh(
-                row,
-                width,
-                left=left,
-                height=0.66,
-                color=PART_COLORS.get(part, MUTED),
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-            left += width
-        too_much = card_bytes is not None and estimate.total_bytes > card_bytes
-        axes.text(
-            left + longest * 0.012,
-            row,
-            f"{left:.1f}",
-            va="center",
-            color=VALIDATION if too_much else "black",
-            fontweight="bold",
-        )
-    if card_bytes is not None:
-        axes.axvline(card_bytes / GIB, color="black", linewidth=1.4, linestyle="--")
-        axes.annotate(
-            f"{card_name}: {card_bytes / GIB:.1f}",
-            (card_bytes / GIB, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-        )
-    axes.set_yticks(range(len(estimates)), list(estimates))
-    axes.invert_yaxis()
+    used = {part for estimate in estimates.values() for part in estimate.parts}
+    parts = [part for part in PART_COLORS if part in used] + sorted(used - set(PART_COLORS))
+    figure = Figure(figsize=(8.4, 1.5 + 0.42 * len(estimates) + 0.22 * math.ceil(len(parts) / 4)))  # legend: 4 columns
+    axes = figure.add_subplot(xlabel="GiB at the peak of a training step")
+    rows, ends = range(len(estimates)), np.zeros(len(estimates))
+    for part in parts:
+        sizes = np.array([estimate.parts.get(part, 0) / GIB for estimate in estimates.values()])
+        color = PART_COLORS.get(part, MUTED)
+        axes.barh(rows, sizes, 0.66, left=ends, color=color, edgecolor="white", linewidth=0.6, label=part)
+        ends += sizes
+    card = (card_bytes or 0) / GIB
+    longest = max(*ends, card)
+    for row, end in enumerate(ends):
+        color = VALIDATION if card and end > card else "black"
+        axes.text(end + longest * 0.012, row, f"{end:.1f}", va="center", color=color, fontweight="bold")
+    if card:
+        _mark_limit(axes, card, f"{card_name}: {card:.1f}", ha="right", color="black")
+    axes.set_yticks(rows, list(estimates))
     axes.set_xlim(0, longest * 1.1)
-    axes.set_xlabel("GiB at the peak of a training step")
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.invert_yaxis()
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -359,9 +202,8 @@ def picture(figure: Figure, words: str = "") -> Image:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image(
-        buffer.getvalue(), format="png", embed=True, metadata={"alt": words}
-    )  # alt= is unknown to Colab's IPython 7
+    metadata = {"alt": words}  # the argument alt= is unknown to Colab's IPython 7
+    return Image(buffer.getvalue(), format="png", embed=True, metadata=metadata)
 
 
 class Place:
@@ -371,11 +213,52 @@ class Place:
         self._handle: Any = None
 
     def show(self, figure: Figure, words: str = "") -> None:
-        """`words`: what is to be seen, for readers who cannot see it."""
+        """Put `figure` there; `words` as in `picture`."""
         from IPython.display import display
 
-        image = picture(figure, words)
         if self._handle is None:
-            self._handle = display(image, display_id=True)
+            self._handle = display(picture(figure, words), display_id=True)
         else:
-            self._handle.update(image)
+            self._handle.update(picture(figure, words))
+
+
+def _points(history: History, key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the events that have a number under `key`."""
+    events = [event for event in history if event.get(key) is not None]
+    return [event["step"] for event in events], [event[key] for event in events]
+
+
+def _draw_losses(axes: Axes, history: History, max_steps: int | None) -> None:
+    """All names stand in a legend below the axes, where they hide no curve."""
+    axes.set(xlabel="optimizer step", ylabel="loss per answer token")
+    axes.set_xlim(-0.4, (max_steps or max([1, *(event["step"] for event in history)])) + 0.4)
+    axes.margins(y=0.14)
+    axes.grid(axis="y", alpha=0.25)
+    steps, losses = _points(history, "eval_loss")
+    axes.plot(*_points(history, "loss"), color=TRAIN, marker=".", label="training loss")
+    axes.plot(steps, losses, color=VALIDATION, marker="o", label="validation loss")
+    if losses:
+        axes.axhline(losses[0], color=MUTED, lw=1.2, ls=":", zorder=0, label=f"untrained model: {losses[0]:.2f}")
+    _ring_best(axes, history, BEST, label="best: {loss:.2f} at step {step}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4)
+
+
+def _ring_best(axes: Axes, history: History, color: str, label: str = "") -> None:
+    """A ring around the best trained step, if there is one: step 0 is the untrained model."""
+    trained = [(loss, step) for step, loss in zip(*_points(history, "eval_loss")) if step > 0]
+    if trained:
+        loss, step = min(trained)
+        ring = axes.scatter(step, loss, s=180, facecolors="none", edgecolors=color, linewidths=1.9, clip_on=False)
+        ring.set(zorder=3, label=label.format(loss=loss, step=step))
+
+
+def _covered(token_lengths: Sequence[int], max_length: int) -> str:
+    """Share of the examples that fit whole, rounded down, so that "100 %" means every one."""
+    fitting = sum(length <= max_length for length in token_lengths)
+    return f"{1000 * fitting // max(1, len(token_lengths)) / 10:g} %"
+
+
+def _mark_limit(axes: Axes, x: float, words: str, ha: str, color: str, **style: Any) -> None:
+    """A dashed vertical line with words above it, to its left (`ha="right"`) or right."""
+    axes.axvline(x, color=color, linewidth=1.5, linestyle="--")
+    axes.text(x, 1.02, words, transform=axes.get_xaxis_transform(), ha=ha, color=color, fontsize=8.5, **style)

@@ -2,7 +2,12 @@
 
 import json
 import math
+import re
+import sys
+from dataclasses import asdict
+from html import escape
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,16 +15,27 @@ from datasets import Dataset
 
 from helpers import evaluation as ev
 from helpers import metrics
-from helpers.evaluation import answer
-from helpers.export import report
-from helpers.metrics import scored
+from helpers.config import TrainConfig
+from helpers.export import write_report
+from helpers.memory import GIB
 from helpers.models import attach_lora
+from helpers.runs import Run
 from helpers.train import train
+
+WHEN = ("before", "after")
 
 
 @pytest.fixture
 def run(job, tmp_path):
     return train(**job, root=tmp_path)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A run of which only the record is there."""
+    history = [{"step": 0, "eval_loss": 4.0}, {"step": 9, "loss": 3.0, "seconds": 90.0}, {"step": 9, "eval_loss": 2.87}]
+    plan = {"card": "Tesla T4", "peak_bytes": 3 * GIB, "training_examples": 48}
+    return Run(tmp_path, "id", asdict(TrainConfig(data="<b>.json")), plan=plan, history=history)
 
 
 def test_perplexity_is_the_loss_that_training_reports(run, job):
@@ -53,35 +69,27 @@ def test_a_fresh_adapter_changes_nothing_and_every_test_says_so(job, tmp_path):
 
 
 def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
-    result = ev.evaluate(
-        run,
-        job["tokenizer"],
-        job["validation"],
-        score=metrics.token_f1,
-        max_new_tokens=24,
-        general_prompts=["What is water?", "Who was Ada?"],
-    )
+    general = ["What is water?", "Who was Ada?"]
+    settings = {"score": metrics.token_f1, "max_new_tokens": 24, "general_prompts": general}
+    result = ev.evaluate(run, job["tokenizer"], job["validation"], **settings)
     assert result.loss_after == pytest.approx(run.best_eval_loss, abs=1e-5) and result.loss_after < result.loss_before
     assert result.forgetting.rise > 0.1 and "hardly" not in str(result.forgetting)
     assert len(result.sentences) == 4 and "token f1:" in str(result) and "95 % interval" in str(result)
 
-    page = result.save()
-    assert page == run.folder / "run_report.html" and not (run.folder / "report.html").exists()
+    result.save()
+    assert not (run.folder / "run_report.html").exists()
     rows = [json.loads(line) for line in (run.folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == len(job["validation"]) and {
-        "prompt",
-        "reference",
-        "before",
-        "after",
-        "after_score",
-        "after_loss",
-    } <= set(rows[0])
+    columns = {"prompt", "reference"} | {f"{when}{what}" for when in WHEN for what in ("", "_score", "_loss")}
+    assert len(rows) == len(job["validation"]) and set(rows[0]) == columns
     assert [row["after_score"] for row in rows] == sorted(row["after_score"] for row in rows)  # worst first
     numbers = json.loads((run.folder / "evaluation.json").read_text())
-    assert (
-        numbers["loss_after"] == result.loss_after
-        and numbers["token f1 after"]["mean"] == result.table["after_score"].mean()
-    )
+    assert numbers["loss_after"] == result.loss_after
+    assert numbers["token f1 after"]["mean"] == result.table["after_score"].mean()
+
+    page = write_report(run, result)
+    assert page == run.folder / "run_report.html" and not (run.folder / "report.html").exists()
+    text = page.read_text(encoding="utf-8")
+    assert all(escape(sentence) in text for sentence in result.sentences) and "Everything else" in text
     say(f"run_report.html: {page.stat().st_size / 1024:.0f} KiB")
 
 
@@ -91,48 +99,36 @@ def test_without_a_score_the_losses_are_paired(run, job):
     assert "by the loss of the reference answers" in str(result)
 
 
-def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothing(run, job):
+def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothing(recorded):
     nasty = "<script>alert(1)</script> & <b>"
-    table = pd.DataFrame(
-        {
-            "prompt": [nasty],
-            "reference": [nasty],
-            "before": [nasty],
-            "after": [nasty],
-            "before_score": [0.0],
-            "after_score": [1.0],
-            "before_loss": [2.0],
-            "after_loss": [1.0],
-        }
-    )
-    page = report.write_report(run, ev.Evaluation(run, table, "style <i>", 2.0, 1.0)).read_text(encoding="utf-8")
-    assert "<script" not in page and "<b>" not in page and "<i>" not in page and "&lt;script&gt;" in page
-    assert "http://" not in page and "https://" not in page and "src='data:image/png;base64," in page
-    for there in ("Plan and reality", "Curves", "Settings", "learning_rate", "Worst first", "color-scheme: light dark"):
+    recorded.settings["model"] = nasty
+    numbers = {"before_score": 0.0, "after_score": 1.0, "before_loss": 2.0, "after_loss": 1.0}
+    table = pd.DataFrame(dict.fromkeys(["prompt", "reference", *WHEN], [nasty] * 8)).assign(**numbers)
+    forgotten = ev.Forgetting(1.0, 1.0, table.drop(columns=["reference", "before_score", "after_score"]))
+    evaluation = ev.Evaluation(recorded, table, "style <i>", 2.0, 1.0, forgotten)
+    page = write_report(recorded, evaluation).read_text(encoding="utf-8")
+    assert page.count("&lt;script&gt;") == 8 * 4 + 3 * 3 + 2  # eight answers, three of the old ones, the model twice
+    assert ev.side_by_side(table, rows=8).count("&lt;script&gt;") == 8 * 3
+    assert not re.search("<script|<b>|<i>|https?://", page + ev.side_by_side(table))
+    for there in ("3.00 GiB", "Tesla T4", "4.00 → 2.87", "0% → 100%", "learning_rate", 'src="data:image/png;base64,'):
         assert there in page
-    assert f"{run.best_eval_loss:.2f}" in page
+    titles = ["Curves", "Plan and reality", "Worst first", "And the best", "Everything else", "Settings"]
+    assert re.findall("<h2>(.*)</h2>", page) == titles and "color-scheme: light dark" in page
 
 
-def test_a_report_of_an_unfinished_run_needs_no_evaluation_and_says_so(run):
-    run.finished = False
-    page = report.write_report(run).read_text(encoding="utf-8")
+def test_a_report_of_an_unfinished_run_needs_no_evaluation_and_says_so(recorded):
+    page = write_report(recorded).read_text(encoding="utf-8")
     assert "Not finished." in page and "Worst first" not in page
 
 
-def test_a_run_without_its_model_says_how_to_get_it(run, job):
-    run.model = None
+def test_what_cannot_be_judged_is_refused_with_what_can_be_done(recorded):
     with pytest.raises(ValueError, match=r"not in memory.*load_adapter"):
-        ev.evaluate(run, job["tokenizer"], job["validation"])
-
-
-def test_plain_text_has_no_question_to_answer(job):
+        ev.evaluate(recorded, None, None)
     with pytest.raises(ValueError, match="perplexity"):
-        ev.compare_before_after(job["model"], job["tokenizer"], Dataset.from_list([{"text": "a"}]))
+        ev.compare_before_after(None, None, Dataset.from_list([{"text": "a"}]))
 
 
-def test_a_batch_that_is_too_large_is_halved_until_it_fits(job, monkeypatch, capsys):
-    from helpers import evaluation as answers
-
+def test_a_batch_that_is_too_large_is_halved_until_it_fits(monkeypatch, capsys):
     asked = []
 
     def only_three_fit(model, tokenizer, prompts, max_new_tokens, batch_size):
@@ -141,12 +137,9 @@ def test_a_batch_that_is_too_large_is_halved_until_it_fits(job, monkeypatch, cap
             raise torch.OutOfMemoryError("CUDA out of memory")
         return ["yes"] * len(prompts)
 
-    monkeypatch.setattr(answers, "generate", only_three_fit)
-    assert answer(None, None, [[]] * 10, 5, 10) == ["yes"] * 10 and asked == [10, 5, 3]
+    monkeypatch.setattr(ev, "generate", only_three_fit)
+    assert ev.answer(None, None, [[]] * 10, 5, 10) == ["yes"] * 10 and asked == [10, 5, 3]
     assert "Out of memory while answering: 3 prompts" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------------------------------------------------- scores
 
 
 @pytest.mark.parametrize(
@@ -170,25 +163,20 @@ def test_token_f1_ignores_order_and_counts_repeats_once_each():
 
 
 def test_rouge_without_its_package_says_how_to_get_it(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     with pytest.raises(ImportError, match="pip install rapidfuzz"):
         metrics.rouge_l("a", "b")
 
 
 def test_a_score_may_take_the_answer_or_the_answer_and_the_reference():
-    assert scored(len, ["abc"], ["x"]) == [3.0]
-    assert scored(lambda answer, reference: answer == reference, ["a", "b"], ["a", "c"]) == [1.0, 0.0]
-    assert scored(lambda answer, limit=2: len(answer) < limit, ["a"], ["zzz"]) == [1.0]
+    assert metrics.scored(len, ["abc"], ["x"]) == [3.0]
+    assert metrics.scored(lambda answer, reference: answer == reference, ["a", "b"], ["a", "c"]) == [1.0, 0.0]
+    assert metrics.scored(lambda answer, limit=2: len(answer) < limit, ["a"], ["zzz"]) == [1.0]
 
 
 def test_worst_first_sorts_by_score_then_by_what_was_lost_then_by_loss():
     table = pd.DataFrame({"before_score": [0, 1, 0, 0], "after_score": [1, 0, 0, 0], "after_loss": [9, 1, 2, 3]})
     assert list(ev.worst_first(table).index) == [1, 3, 2, 0]
-
-
-# ------------------------------------------------------------------------------------------------------ statistics
 
 
 def test_the_sign_test_is_the_binomial_one():
@@ -197,18 +185,14 @@ def test_the_sign_test_is_the_binomial_one():
     assert (test.better, test.worse, test.equal) == (41, 7, 12)
     assert test.p == pytest.approx(6.240408438884516e-07, rel=1e-9)  # scipy.stats.binomtest(7, 48).pvalue
     assert str(test) == "better on 41 of 60, worse on 7, p < 0.0001"
-    assert (
-        str(metrics.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6))
-        == "better on 3 of 10, worse on 1, p = 0.62: that may be chance"
-    )
+    unclear = metrics.paired_test([0] * 10, [1] * 3 + [-1] + [0] * 6)
+    assert str(unclear) == "better on 3 of 10, worse on 1, p = 0.62: that may be chance"
     assert metrics.paired_test([1, 2], [1, 2]).p == 1
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="score the same examples"):
         metrics.paired_test([1], [1, 2])
 
 
 def test_chance_alone_is_called_clear_in_about_one_case_of_twenty(say):
-    import numpy as np
-
     rng = np.random.default_rng(0)
     false_alarms = sum(metrics.paired_test(*rng.normal(size=(2, 60))).clear for _ in range(1000)) / 1000
     say(f"sign test on 60 pairs without a difference: {false_alarms:.1%} called clear (5 % or fewer wanted)")
@@ -216,8 +200,6 @@ def test_chance_alone_is_called_clear_in_about_one_case_of_twenty(say):
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says(say):
-    import numpy as np
-
     rng = np.random.default_rng(1)
     samples = [rng.random(48) < 0.6 for _ in range(300)]
     covered = np.mean(

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 import helpers.train as training
 from helpers.callbacks import TrainingStopped
 from helpers.checkpoints import MANIFEST, complete_checkpoints, latest_complete
-from helpers.diagnosis import verdict
 from helpers.export import merge
 from helpers.runs import Run
 from helpers.train import build_trainer, train
@@ -297,6 +296,8 @@ def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
 
 
 def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
+    from helpers.diagnosis import diagnose
+
     chance = random.Random(0)
     rows = [{"instruction": f"Riddle {n}", "output": "".join(chance.choices("abcdefgh", k=4))} for n in range(27)]
     by_heart = {"r": 32, "lora_alpha": 64, "learning_rate": 1e-2, "quantization": "none", "num_evaluations": 30}
@@ -305,9 +306,10 @@ def test_early_stopping_on_a_planted_overfit(tiny_model, tmp_path, say):
     assert len(job["training"]) == 20
     run = train(**job, root=tmp_path)
     last = run.evaluations[-1][0]
-    say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 60; {verdict(run.history)}")
+    say(f"planted overfit: best at step {run.best_step}, stopped at {last} of 60; {diagnose(run.history)}")
     assert run.finished and run.best_step < last < 60
-    assert verdict(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(verdict(run.history))
+    assert diagnose(run.history).kind == "overfitting" and f"since step {run.best_step}" in str(diagnose(run.history))
+
     trainer = build_trainer(**job, output_dir=tmp_path)
     trainer.model.load_adapter(str(run.adapter), "default")  # the best step's
     assert trainer.evaluate()["eval_loss"] == pytest.approx(run.best_eval_loss, abs=1e-5)

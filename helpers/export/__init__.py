@@ -14,6 +14,7 @@ from helpers.export.gguf import to_gguf
 from helpers.export.hub import download, push_to_hub, zip_folder
 from helpers.export.merging import merge
 from helpers.export.ollama import modelfile
+from helpers.export.report import write_report
 from helpers.export.script import export_plan, export_script
 from helpers.files import ExportError
 
@@ -27,5 +28,6 @@ __all__ = [
     "modelfile",
     "push_to_hub",
     "to_gguf",
+    "write_report",
     "zip_folder",
 ]

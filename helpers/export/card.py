@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from helpers.checkpoints import atomic_write
-from helpers.diagnosis import verdict
+from helpers.diagnosis import diagnose
+from helpers.files import atomic_write
 from helpers.registry import BUNDLED_MODEL, CATALOG
 from helpers.runs import Run
 
@@ -37,7 +37,7 @@ def model_card(run: Run, merged: bool = False) -> str:
         "run": run,
         "merged": merged,
         "bundled": model == BUNDLED_MODEL,
-        "diagnosis": verdict(run.history),
+        "diagnosis": diagnose(run.history),
         "data": data,
         "sample": data in SAMPLES,
         "license_name": license,

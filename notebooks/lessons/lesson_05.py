@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 
 from helpers.callbacks import TrainingStopped
 from helpers.config import TrainConfig
-from helpers.diagnosis import verdict
+from helpers.diagnosis import diagnose
 from helpers.live import has_notebook
 from helpers.metrics import bootstrap_interval
 from helpers.plots import BEST, MUTED, TRAIN, VALIDATION, Place
@@ -126,7 +126,7 @@ def reveal(runs: Mapping[str, FaultyRun], diagnosis: Mapping[str, str | None] | 
             "it is": run.fault,
             "learning rate": f"{run.learning_rate:g}",
             "training examples": run.examples,
-            "the verdict on its curve": str(verdict(run.history)),
+            "the verdict on its curve": str(diagnose(run.history)),
         }
         for letter, run in runs.items()
     ]
