@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, Gpu
@@ -136,19 +138,11 @@ def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job
 
 
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16], ids=["bytes", "bytes named bf16"])
-def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
-    config, tiny_model, tmp_path, monkeypatch, storage
-):
-    """As `helpers.hub` fetches them: quantized by somebody else, with bf16 written into their configuration.
+def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(config, tiny_model, tmp_path, storage):
+    """Quantized by somebody else, with bf16 written into their configuration.
 
     Some of them store the packed weights under the name of a 16-bit type, so that FSDP can cut them: these bytes are no numbers.
     """
-    from dataclasses import replace
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    from helpers import models
-
     theirs = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -163,10 +157,8 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
     ).save_pretrained(copy)
     for folder in (original, copy):
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    asked = []
-    monkeypatch.setattr(models, "fetch_weights", lambda model, quantized: asked.append(quantized) or copy)
-    plan = make_plan(config, CPU)
-    ready, _ = load_quantized(config, plan)
+    config.model = str(copy)
+    ready, _ = load_quantized(config, make_plan(config, CPU))
     layer = ready.get_submodule("model.layers.0.self_attn.q_proj")
     assert layer.weight.dtype == storage
     assert layer.compute_dtype == layer.weight.quant_state.dtype == torch.float32 and layer.weight.quant_state.nested
@@ -174,20 +166,13 @@ def test_weights_that_come_in_4_bit_give_the_same_answers_in_the_planned_type(
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         from_ready = ready(input_ids=ids).logits.float()
-    monkeypatch.setattr(models, "fetch_weights", lambda model, quantized: asked.append(quantized) or original)
-    ours, _ = load_quantized(config, plan)
-    with torch.no_grad():
+        config.model = str(original)
+        ours, _ = load_quantized(config, make_plan(config, CPU))
         torch.testing.assert_close(from_ready, ours(input_ids=ids).logits.float(), atol=1e-3, rtol=1e-3)
-    whole = replace(config, quantization="none")
-    load_quantized(whole, make_plan(whole, CPU))
-    assert asked == [True, True, False]
 
 
 def test_a_4_bit_model_is_put_on_the_first_card_whole(config, monkeypatch):
     """Not `device_map="auto"`, which spreads it over all cards and cannot be trained."""
-    from dataclasses import replace
-
-    from helpers import models
 
     class Stop(Exception):
         pass
@@ -198,7 +183,7 @@ def test_a_4_bit_model_is_put_on_the_first_card_whole(config, monkeypatch):
         asked.update(settings)
         raise Stop
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     plan = replace(make_plan(config, CPU), gpu=Gpu("Tesla T4", "cuda", 15 * GIB, 15 * GIB, (7, 5)), dtype="float16")
     with pytest.raises(Stop):
         load_quantized(config, plan)
