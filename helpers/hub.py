@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,11 @@ def from_hub(model: str) -> Path:
         return _from_cache(model, error.__cause__ or error)
     except Exception as error:
         return _from_cache(model, error)
-    files = needed_files({file.filename: file.file_size or 0 for file in found})
+    files = needed_files([file.filename for file in found])
     if not any(name.endswith(".safetensors") for name in files):
         raise HubRefusal(f"{model} {NO_SAFETENSORS}")
-    _check_disk(model, sum(files[file.filename] for file in found if file.filename in files and file.will_download))
-    return Path(snapshot_download(model, allow_patterns=list(files)))
+    _check_disk(model, sum(file.file_size or 0 for file in found if file.filename in files and file.will_download))
+    return Path(snapshot_download(model, allow_patterns=files))
 
 
 class _NoBar(tqdm):
@@ -94,19 +93,14 @@ class _NoBar(tqdm):
         super().__init__(*args, **settings | {"disable": True})
 
 
-def needed_files(sizes: dict[str, int]) -> dict[str, int]:
-    """Of a repository's files (name -> bytes), those that transformers reads: small ones, and one complete set of safetensors.
-
-    Some repositories hold their weights twice (`consolidated.safetensors` beside the shards), or other formats in subfolders.
-    """
-    top = {name: size for name, size in sizes.items() if "/" not in name}
-    small = {name: size for name, size in top.items() if any(fnmatch(name, pattern) for pattern in SMALL_FILES)}
-    weights = {name: size for name, size in top.items() if name.endswith(".safetensors")}
-    if INDEX in top:
-        weights = {name: size for name, size in weights.items() if SHARD.fullmatch(name)}
-    elif "model.safetensors" in weights:
-        weights = {"model.safetensors": weights["model.safetensors"]}
-    return small | weights
+def needed_files(names: list[str]) -> list[str]:
+    """Without the second copy of the weights that some repositories hold, such as `consolidated.safetensors` beside the shards."""
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if INDEX in names:
+        one_set = [name for name in weights if SHARD.fullmatch(name)]
+    else:
+        one_set = ["model.safetensors"] if "model.safetensors" in weights else weights
+    return [name for name in names if name not in weights or name in one_set]
 
 
 def _check_disk(model: str, size: int) -> None:
@@ -149,34 +143,27 @@ def _from_cache(model: str, problem: BaseException) -> Path:
 
 def how_to_open(model: str) -> str:
     """What to do about a gated model: its license, the token, and the nearest model that needs neither."""
-    other = nearest_ungated(_parameters(model))
+    other = _nearest_ungated(model)
+    token = f"Then put a token (type: read) from {HUB}/settings/tokens into {TOKEN_GOES_INTO[where()]}."
     if find_token():
         token = (
             "A token is there, but not with that right: it must belong to the account that accepted the license, and a "
             "fine-grained token needs the permission to read gated repositories."
         )
-    else:
-        token = f"Then put a token (type: read) from {HUB}/settings/tokens into {TOKEN_GOES_INTO[where()]}."
     return (
         f"{model} is gated: accept its license first, signed in, at {HUB}/{model}. {token} Or take the nearest model that "
         f'needs neither: config.model = "{other.short_name}" ({other.shape.parameters() / 1e9:.1f}B parameters).'
     )
 
 
-def _parameters(model: str) -> int | None:
-    """How large a model is, if the menu or the Hub knows."""
+def _nearest_ungated(model: str) -> BaseModel:
+    """The ungated row of the menu that is nearest in size (by ratio); of unknown size, the first that "auto" would take."""
     from huggingface_hub import HfApi
 
     try:
         row = next((row for row in CATALOG.values() if row.id == model), None)
-        return row.shape.parameters() if row else HfApi().model_info(model).safetensors.total
+        size = row.shape.parameters() if row else HfApi().model_info(model).safetensors.total
     except Exception:  # no network, no such model, or a repository that does not say
-        return None
-
-
-def nearest_ungated(parameters: int | None) -> BaseModel:
-    """The ungated row of the menu that is nearest in size (by ratio); of unknown size, the first that "auto" would take."""
-    if not parameters:
         return CATALOG["Qwen2.5-1.5B-Instruct"]
-    open_rows = (row for row in CATALOG.values() if not row.gated)
-    return min(open_rows, key=lambda row: abs(math.log(row.shape.parameters() / parameters)))
+    ungated = (row for row in CATALOG.values() if not row.gated)
+    return min(ungated, key=lambda row: abs(math.log(row.shape.parameters() / size)))

@@ -39,11 +39,7 @@ warnings.filterwarnings("ignore", message=".*is deprecated and will be removed i
 
 
 def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model of `plan` with 4-bit NF4 weights, and its tokenizer. The model that was loaded before is released first.
-
-    Raises:
-        WeightsError: the weights are in none of the known sources.
-    """
+    """The base model of `plan` with 4-bit NF4 weights, and its tokenizer. The model that was loaded before is released first."""
     release_last_model()
     repeat_shared_keys(attention(plan.gpu)[0] == "efficient")
     folder = fetch_weights(plan.model)
@@ -136,19 +132,17 @@ def generate(
     batch_size: int = 48,
 ) -> list[str]:
     """Greedy answers to chat prompts, in order. Generated in batches, padded on the left so that all end together."""
-    was_training, padding_side = model.training, tokenizer.padding_side
     template = {"add_generation_prompt": True, "padding": True, "return_dict": True, "return_tensors": "pt"}
+    template["tokenizer_kwargs"] = {"padding_side": "left"}
     greedy = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    was_training, answers = model.training, []
     model.eval()
-    tokenizer.padding_side = "left"
-    answers: list[str] = []
     try:
         for start in range(0, len(prompts), batch_size):
             batch = tokenizer.apply_chat_template(prompts[start : start + batch_size], **template).to(model.device)
             new_tokens = model.generate(**batch, **greedy)[:, batch["input_ids"].shape[1] :]
             answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
     finally:
-        tokenizer.padding_side = padding_side
         model.train(was_training)
     return answers
 
@@ -166,12 +160,7 @@ def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def finished_adapter(source: Run | str | Path) -> Path:
-    """The adapter folder of a finished run; a folder is taken as it is, so an unfinished run can be exported by naming its adapter.
-
-    Raises:
-        ExportError: the run is not finished.
-        FileNotFoundError: there is no adapter in that folder.
-    """
+    """The adapter folder of a finished run; a folder is taken as it is, so an unfinished run can be exported by naming its adapter."""
     if isinstance(source, Run) and not source.finished:
         raise ExportError(
             f"{source.folder} is not finished: run its train cell again to go on, or name the folder {source.adapter} "
@@ -187,7 +176,6 @@ def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) ->
     """`base_model` with the adapter in `folder`, read from disk. An adapter that it already carries is dropped.
 
     Raises:
-        FileNotFoundError: there is no adapter in that folder.
         ExportError: the adapter belongs to another base model.
     """
     folder, base = finished_adapter(folder), without_adapter(base_model)

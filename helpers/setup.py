@@ -225,19 +225,19 @@ def _gpu_lines() -> list[Line]:
         without = "Without one, the notebooks train the bundled 135M model on the CPU, which works now"
         return [("WARN", f"no GPU: {NO_GPU[where()]}. {without}")]
     card = cards[0] if cards else "a CUDA card"
-    replace = f"pip uninstall -y torch, then the command {{}}that {PYTORCH_PAGE} gives"
+    other_torch = f"pip uninstall -y torch, then the command that {PYTORCH_PAGE} gives"
     if built_for is None:
-        return [("FAIL", f"{card} is here, but torch is a CPU build: {replace.format('')}")]
+        return [("FAIL", f"{card} is here, but torch is a CPU build: {other_torch}")]
     if not works and driver and numbers(driver)[0] < numbers(built_for)[0]:
         update = "update the NVIDIA driver (https://www.nvidia.com/drivers) and restart"
-        older = replace.format(f"for CUDA {numbers(driver)[0]} ")
-        return [("FAIL", f"{card}: its driver supports CUDA {driver}, torch needs {built_for}: {update}; or {older}")]
+        or_else = f"{other_torch} for CUDA {numbers(driver)[0]}"
+        return [("FAIL", f"{card}: its driver supports CUDA {driver}, torch needs {built_for}: {update}; or {or_else}")]
     if not works:
         return [("FAIL", f"{card} is here, but torch cannot use it: run nvidia-smi; if that works, restart the kernel")]
     capability = torch.cuda.get_device_capability(0)
     if not _runs_on(capability, torch.cuda.get_arch_list()):
-        older = replace.format("for an older version ")
-        other = "choose GPU T4 x2 as the accelerator" if where() == "kaggle" else older
+        newer_card = "choose GPU T4 x2 as the accelerator"
+        other = newer_card if where() == "kaggle" else f"{other_torch} for an older version"
         sm = "sm_{}{}".format(*capability)
         return [("FAIL", f"{card} ({sm}) is not among the cards that this torch was built for: {other}")]
     return _working_cards(cards or [card])
@@ -251,9 +251,7 @@ def _working_cards(cards: list[str]) -> list[Line]:
     close = "close what uses the card (nvidia-smi shows it), or restart the kernel"
     lines = [_ok_if(gpu.free_bytes >= LITTLE_GPU_MEMORY, memory, close)]
     if len(cards) > 1:
-        share = (
-            "helpers.export.export_script(run) writes a script for `accelerate launch`, which shares one run over all"
-        )
+        share = "export_script(run) of helpers.export writes a script for `accelerate launch`, which shares one run over all"
         second = "or the second trains another run, started with CUDA_VISIBLE_DEVICES=1"
         lines.append(("OK", f"{len(cards)} cards: this process trains on the first. {share}; {second}"))
     return lines
@@ -276,9 +274,8 @@ def _nvidia_smi() -> tuple[list[str], str | None]:
 def _runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Binary code (`sm_75`) runs on later cards of the same generation; `compute_90` is translated for any later card."""
     for name in architectures:
-        kind, major, minor = re.match(r"([a-z]+)_(\d+)(\d)", name).groups()
-        built_for = (int(major), int(minor))
-        if built_for <= capability and (kind == "compute" or built_for[0] == capability[0]):
+        major, minor = map(int, re.search(r"(\d+)(\d)", name).groups())
+        if (major, minor) <= capability and (name.startswith("compute") or major == capability[0]):
             return True
     return not architectures
 
@@ -291,9 +288,7 @@ def _package_lines() -> list[Line]:
         if found is None:
             lines.append(("FAIL", f"{package} is missing: {fix}"))
         elif numbers(found) < numbers(lowest):
-            lines.append(
-                ("WARN", f"{package} {found} is older than the {lowest} that we test: {fix} if something fails")
-            )
+            lines.append(("WARN", f"{package} {found} is older than the tested {lowest}: {fix} if something fails"))
         else:
             good.append(f"{package} {found}")
     if _torchao_breaks_peft():

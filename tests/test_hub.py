@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from helpers.hub import needed_files
 from tests.fake_hub import FakeHub
 
 CONFIG = json.dumps({"model_type": "llama"}).encode()
@@ -71,22 +70,20 @@ def test_a_model_is_fetched_once_and_found_again_without_the_hub(hub, fetch):
     assert "FILES config.json model.safetensors" in fetch("someone/model")
 
 
-def test_what_is_there_twice_or_in_other_formats_is_not_fetched():
-    sizes = {
-        "config.json": 1,
-        "consolidated.safetensors": 15,
-        "model-00001-of-00002.safetensors": 8,
-        "model-00002-of-00002.safetensors": 7,
-        "model.safetensors.index.json": 1,
-        "pytorch_model.bin": 15,
-        "original/consolidated.00.pth": 15,
-        "onnx/model.safetensors": 9,
-        "tokenizer.model": 1,
-        "README.md": 1,
-    }
-    assert sum(needed_files(sizes).values()) == 1 + 8 + 7 + 1 + 1
-    assert "model.safetensors" in needed_files({"model.safetensors": 2, "adapter_model.safetensors": 1})
-    assert list(needed_files({"weights.safetensors": 2})) == ["weights.safetensors"]
+@pytest.mark.parametrize(
+    "needed, twice",
+    [
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], ["consolidated.safetensors"]),
+        (["model.safetensors"], ["adapter_model.safetensors"]),
+        (["weights.safetensors"], []),
+    ],
+)
+def test_what_is_there_twice_or_in_other_formats_is_not_fetched(hub, fetch, needed, twice):
+    small = ["config.json", "tokenizer.model", *(["model.safetensors.index.json"] if len(needed) > 1 else [])]
+    other = ["pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.safetensors", "README.md"]
+    hub.add("someone/model", {name: name.encode() for name in [*small, *needed, *twice, *other]})
+    fetch("someone/model")
+    assert sorted(hub.downloaded()) == sorted([*small, *needed])
 
 
 def test_a_repository_with_pickles_only_is_refused_before_anything_is_fetched(hub, fetch):
