@@ -85,23 +85,13 @@ def test_attaching_twice_gives_one_fresh_adapter_with_the_same_start(loaded, con
     assert not isinstance(without_adapter(second), PeftModel)
 
 
-def test_generation_does_not_depend_on_the_batch(loaded):
+def test_generation_does_not_depend_on_the_batch_and_leaves_the_mode(loaded):
     model, tokenizer = loaded
     prompts = [[{"role": "user", "content": text}] for text in ("a", "a much longer question than the others", "b c d")]
-    together = generate(model, tokenizer, prompts, max_new_tokens=8)
-    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert together == alone
-    assert tokenizer.padding_side == "right" or tokenizer.padding_side == tokenizer.init_kwargs.get(
-        "padding_side", "right"
-    )
-
-
-def test_generation_leaves_the_model_in_the_mode_it_had(loaded):
-    model, tokenizer = loaded
-    for mode in (True, False):
-        model.train(mode)
-        generate(model, tokenizer, [[{"role": "user", "content": "x"}]], max_new_tokens=1)
-        assert model.training is mode
+    together = generate(model.train(), tokenizer, prompts, max_new_tokens=8)
+    assert model.training
+    assert together == [generate(model.eval(), tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert not model.training
 
 
 def test_16_bit_base_weights_on_request(tiny_model):
@@ -116,21 +106,21 @@ def test_a_second_adapter_replaces_the_first_even_on_the_base_variable(job, recw
     attach_lora(base, config)
     config.target_modules = ["q_proj"]
     second = attach_lora(base, config)  # what happens when the train cell runs again with other settings
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in second.named_parameters() if "lora_" in name} == {
-        "q_proj"
-    }
-    assert not any(
-        "peft_config" in str(warning.message) or "second time" in str(warning.message) for warning in recwarn
-    )
+    names = [name for name, _ in second.named_parameters() if "lora_" in name]
+    assert names and all(".q_proj." in name for name in names)
+    assert not [said for said in recwarn if "peft_config" in str(said.message) or "second time" in str(said.message)]
 
 
 def test_loading_again_releases_the_model_before_even_if_a_variable_names_it(job, capsys):
     old = job["model"]
-    before = sum(tensor.untyped_storage().nbytes() for tensor in [*old.parameters(), *old.buffers()])
+
+    def bytes_of_old():
+        return sum(tensor.untyped_storage().nbytes() for tensor in [*old.parameters(), *old.buffers()])
+
+    assert bytes_of_old() > 0
     capsys.readouterr()
     model, _ = load_quantized(job["config"], job["plan"])
-    assert "Released the model that was loaded before" in capsys.readouterr().out
-    assert before > 0 and sum(tensor.untyped_storage().nbytes() for tensor in [*old.parameters(), *old.buffers()]) == 0
+    assert "Released the model that was loaded before" in capsys.readouterr().out and bytes_of_old() == 0
     ids = torch.arange(5, 20)[None]
     assert torch.isfinite(model(input_ids=ids).logits).all()
     with pytest.raises(Exception):  # noqa: B017 - whatever torch says about empty weights, it is not a silent second copy
