@@ -12,7 +12,7 @@ import pytest
 from helpers.data import load_examples
 from helpers.data.__main__ import main
 from helpers.data.check import check_examples
-from helpers.data.issues import FAULTS, DataError
+from helpers.data.issues import ISSUE_TYPES, DataError
 
 
 def write(path, rows):
@@ -48,15 +48,13 @@ def test_the_broken_sample_shows_every_fault_at_its_line(broken, tokenizer):
     path, expected = broken
     report = check_examples(path, tokenizer, max_length=2000)
     assert found(report) == expected
-    missing = set(FAULTS) - {code for _, code in expected}
-    assert missing == {
-        "unreadable rest",
-        "template",
-        "cut",
-    }  # cannot occur in JSON lines, with this tokenizer, without truncate=True
+    missing = set(ISSUE_TYPES) - {code for _, code in expected}
+    # these cannot occur in JSON lines, with this tokenizer, without truncate=True
+    assert missing == {"unreadable rest", "template", "cut"}
     assert report.counts == {"input": 38, "kept": 22, "rejected": 16, "examples": 23}
     for line, code in expected:
-        assert FAULTS[code].name in words(report) and FAULTS[code].fix in words(report) and str(line) in words(report)
+        assert ISSUE_TYPES[code].name in words(report) and ISSUE_TYPES[code].fix in words(report)
+        assert str(line) in words(report)
     assert max(map(len, str(report).splitlines())) <= 110 + len(str(path)), "as wide as a notebook's page"
     assert all({"file", "line", "reason", "fix", "record"} <= row.keys() and row["reason"] for row in report.rejected)
 

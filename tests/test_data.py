@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from helpers.data import DataError, examples_table, load_examples, split, to_messages
+from helpers.data import DataError, load_examples, split
 from helpers.data.__main__ import main
-from helpers.data.splitting import near_duplicates
+from helpers.data.splitting import MinHashIndex
 from helpers.metrics import follows_house_style
 
 
@@ -39,9 +39,6 @@ def test_rows_become_prompt_and_completion_messages(tmp_path):
         "group": 0,
     }
     assert examples[1]["prompt"][0]["content"] == "Only this"
-    assert to_messages({"instruction": "x", "output": "y"})["prompt"][0]["content"] == "x"
-    with pytest.raises(DataError, match="'output' is empty"):
-        to_messages({"instruction": "x", "output": ""})
 
 
 def test_a_missing_file_names_the_path_that_was_looked_at(tmp_path):
@@ -92,19 +89,8 @@ def test_nothing_is_printed_or_written_if_all_is_well(root, tmp_path, capsys, mo
 def test_csv_with_quotes_commas_and_line_breaks_round_trips_exactly(tmp_path):
     import csv
 
-    fields = [
-        'He said "no", twice',
-        "a,b;c\td|e",
-        "two\nlines",
-        "carriage\r\nreturn",
-        "'single'",
-        '"',
-        ",",
-        "NULL",
-        "007",
-        "=1+1",
-        "é€🌿",
-    ]
+    fields = ['He said "no", twice', "a,b;c\td|e", "two\nlines", "carriage\r\nreturn", "'single'", '"', ","]
+    fields += ["NULL", "007", "=1+1", "é€🌿"]
     rows = [(f"Question {n}: {field}", f"{field} answer {n}") for n, field in enumerate(fields)]
     for name, delimiter in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t")):
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
@@ -160,9 +146,11 @@ def test_near_duplicates_never_straddle_the_split(tmp_path):
     examples = load(tmp_path / "a.jsonl", rows)
     for seed in range(5):
         training, validation = split(examples, 0.2, seed)
-        both = [x["prompt"][0]["content"] for x in training] + [x["prompt"][0]["content"] for x in validation]
-        for group in near_duplicates(both):
-            assert len({index < len(training) for index in group}) == 1
+        index = MinHashIndex()
+        for example in [*training, *validation]:
+            index.add(example["prompt"][0]["content"])
+        for group in index.groups().lists():
+            assert len({member < len(training) for member in group}) == 1
         assert 3 <= len(validation) <= 7
 
 
@@ -203,7 +191,7 @@ def test_too_few_examples_to_split_is_said(tmp_path):
         split(load(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}]), 0.15, seed=0)
 
 
-# ------------------------------------------------------------------------------------------------ command line, table
+# ------------------------------------------------------------------------------------------------ command line
 
 
 def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_start(root, tmp_path):
@@ -229,21 +217,12 @@ def test_the_command_line_checks_tokens_with_a_model(root, tiny_model, tmp_path,
     )
     said = capsys.readouterr().out
     assert (
-        "answers longer than the sequence length" in said
-        and "max_length 500 covers" in said
-        and (tmp_path / "r.jsonl").exists()
+        "answers longer than max_length" in said and "max_length 500 covers" in said and (tmp_path / "r.jsonl").exists()
     )
     assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--truncate"]) == 0
     assert "574 kept" in capsys.readouterr().out
     assert main([sample, "--model", str(tiny_model), "--max-length", "10", "--truncate"]) == 1
     assert main([sample, "--model", str(tmp_path / "no model")]) == 1
-
-
-def test_the_examples_table(tmp_path):
-    table = examples_table(
-        load(tmp_path / "a.jsonl", [{"question": "q" * 500, "answer": "a"}, {"question": "x", "answer": "y"}])
-    )
-    assert list(table["answer"]) == ["a", "y"] and len(table["question"][0]) == 200
 
 
 # ------------------------------------------------------------------------------------------- the shipped sample

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.data.convert import texts_of, to_examples, used_columns
-from helpers.data.issues import FAULTS, Problem
+from helpers.data.issues import ISSUE_TYPES, Issue
 
 PAIR = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
@@ -139,6 +139,6 @@ def test_plain_text_stays_exactly_as_it_is():
     ],
 )
 def test_what_cannot_be_used_gets_its_reason(record, code, reason):
-    problem = to_examples(record)
-    assert isinstance(problem, Problem) and problem.code == code and reason in problem.reason
-    assert FAULTS[code].rejects and FAULTS[code].fix.endswith(".")
+    issue = to_examples(record)
+    assert isinstance(issue, Issue) and issue.code == code and reason in issue.reason
+    assert ISSUE_TYPES[code].rejects and ISSUE_TYPES[code].fix.endswith(".")

@@ -16,9 +16,9 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-import helpers.data.read
+import helpers.data.parse
 from helpers.data.issues import DataError
-from helpers.data.read import choose_hub_files, is_held_out, read, upload
+from helpers.data.read import choose_hub_files, is_held_out, read
 
 ROWS = [
     {"instruction": 'Say "hi", twice', "output": "hi,\nhi"},
@@ -106,7 +106,7 @@ def test_missing_values_of_a_dataframe_are_null():
 
 def test_lines_are_counted_as_an_editor_does(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n\n  \n{"text": "b"}\nbroken\n{"text": "c"}')
-    assert [(record.line, record.problem is None) for record in read(tmp_path / "a.jsonl")] == [
+    assert [(record.line, record.issue is None) for record in read(tmp_path / "a.jsonl")] == [
         (2, True),
         (5, True),
         (6, False),
@@ -133,8 +133,8 @@ def test_what_follows_a_broken_row_is_still_read(tmp_path):
     }
     for name, (content, expected) in cases.items():
         (tmp_path / name).write_text(content)
-        assert [record.problem is None for record in read(tmp_path / name)] == expected, name
-    reasons = [record.problem.reason for name in cases for record in read(tmp_path / name) if record.problem]
+        assert [record.issue is None for record in read(tmp_path / name)] == expected, name
+    reasons = [record.issue.reason for name in cases for record in read(tmp_path / name) if record.issue]
     assert any("a quote opened in line 3 is never closed" in reason for reason in reasons)
     assert any("(line 2, column 9)" in reason for reason in reasons)
     assert any("3 fields, but the header has 2" in reason for reason in reasons)
@@ -164,20 +164,19 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.read.DataFile, "open", lambda self: pytest.fail("it was opened"))
+    monkeypatch.setattr(helpers.data.parse.DataFile, "open", lambda self: pytest.fail("it was opened"))
     with pytest.raises(DataError, match=r"big.jsonl has 2.0 GiB; the limit is 2 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
-    monkeypatch.setattr(helpers.data.read, "LARGEST", 1_000_000)
+    monkeypatch.setattr(helpers.data.parse, "LARGEST", 1_000_000)
     with pytest.raises(DataError, match="unpacks to more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
 
-def test_sources_that_are_none(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "google.colab", None)  # not there, whatever another test has imported
+def test_sources_that_are_none(tmp_path):
     (tmp_path / "empty").mkdir()
     two = pd.DataFrame([[1, 2]], columns=["a", "a"])
     for source, message in [
@@ -190,8 +189,6 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     ]:
         with pytest.raises(DataError, match=message):
             values(source)
-    with pytest.raises(DataError, match="Colab only"):
-        upload()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
