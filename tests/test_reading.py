@@ -165,14 +165,14 @@ def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
     monkeypatch.setattr(helpers.data.parse.DataFile, "open", lambda self: pytest.fail("it was opened"))
-    with pytest.raises(DataError, match=r"big.jsonl has 2.0 GiB; the limit is 2 GiB"):
+    with pytest.raises(DataError, match=r"big.jsonl has more than 2 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
     monkeypatch.setattr(helpers.data.parse, "LARGEST", 1_000_000)
-    with pytest.raises(DataError, match="unpacks to more than"):
+    with pytest.raises(DataError, match=r"bomb.jsonl.gz has more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
 

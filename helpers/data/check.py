@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from helpers.data.convert import TEXT, Example, texts_of, to_examples, used_columns
-from helpers.data.issues import ISSUE_TYPES, DataError, Finding, Issue, Place, Report, is_broken, suspicions
+from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, is_broken, suspicions
 from helpers.data.parse import Record
 from helpers.data.read import is_held_out, name_of, read
 from helpers.data.splitting import MinHashIndex, plain
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # records looked at together; the form of most of the first batch is the form of the data set
 REPEATED, REPEATED_SHARE = 5, 0.01  # an answer counts as repeated from 5 times and 1 % of the rows on
-SMALL, ENOUGH = 50, 500  # examples: below 50, even a style is hard to learn; 500 are worth a first training
+ENOUGH_FOR = {  # so many examples
+    500: "to start (500 are); hold 10 to 20 % of them out with split().",
+    50: "for a style or a format; 500 are for a first real run, and good ones beat many.",
+    1: "to try the code, hardly to learn from: 50 to 100 teach a style, 500 are a first real run.",
+}
 MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 FEATURES = {
     "chat": Features({"prompt": MESSAGES, "completion": MESSAGES, "group": Value("int64")}),
@@ -45,7 +49,6 @@ def check_examples(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
     truncate: bool = False,
-    validation: Any = None,
 ) -> Report:
     """Read a source, set aside what cannot be used, and say what else is worth a look.
 
@@ -54,14 +57,11 @@ def check_examples(
         tokenizer: the model's; without it, everything that depends on tokens is skipped, and the report says so.
         max_length: tokens of the longest example that will be trained. Answers that would be cut are set aside ...
         truncate: ... unless this is True: then they are kept, and trained without their end.
-        validation: a second source that you keep for validation, to find examples that stand in both.
 
     Raises:
         DataError: the source as a whole cannot be read.
     """
     check = _Check(tokenizer, max_length, truncate)
-    if validation is not None:
-        check.note_held_out(read(validation))
     records = read(source)
     while batch := list(islice(records, BATCH)):
         check.add(batch)
@@ -136,164 +136,94 @@ def to_row(record: Record) -> Row | Issue:
     return Row(record, form, examples)
 
 
-class _Overview:
-    """What only the whole data set shows: near duplicates, leaks between its parts, one answer everywhere."""
-
-    def __init__(self) -> None:
-        self.texts = MinHashIndex()
-        self.places: list[Place] = []
-        self.held_out: list[bool] = []
-        self.questions: list[int] = []
-        self.answers: dict[int, Finding] = {}
-
-    def add(self, row: Row, held_out: bool) -> None:
-        """One row, of which a signature and a few numbers are kept."""
-        self.texts.add("\n".join(texts_of(row.examples[-1])))
-        self.places.append(row.place)
-        self.held_out.append(held_out)
-        first = row.examples[0]
-        self.questions.append(hash(plain(first["prompt"][-1]["content"] if "prompt" in first else first["text"])))
-
-    def add_answers(self, row: Row) -> None:
-        """The answers of one row that will be trained."""
-        for answer in (example["completion"][0]["content"] for example in row.examples if "completion" in example):
-            known = self.answers.setdefault(hash(plain(answer)), Finding("repeated answer"))
-            known.add(row.place, "" if known.count else f"{answer[:60]!r}")
-
-    def findings(self) -> list[Finding]:
-        """Groups of rows that say nearly the same; a group in both parts is a leak, and so is a question in both."""
-        near, leaks, often = Finding("near duplicate"), Finding("leak"), Finding("repeated answer", of_one_row=False)
-        groups = self.texts.groups()
-        for group in groups.lists():
-            if len(group) > 1:
-                near.add(self.places[group[1]], f"{self._names(group[:4])} belong together")
-        if any(self.held_out):
-            groups.join_equal(self.questions)
-            for group in groups.lists():
-                trained = [index for index in group if not self.held_out[index]]
-                for index in group if trained else []:
-                    if self.held_out[index]:
-                        leaks.add(self.places[index], f"it stands in training at {self._names(trained[:1])}")
-        fewest = max(REPEATED, REPEATED_SHARE * len(self.places))
-        if many := sorted((a for a in self.answers.values() if a.count >= fewest), key=lambda answer: -answer.count):
-            often.count, often.places = sum(answer.count for answer in many), many[0].places
-            others = f"; {len(many) - 1} more such answers" if len(many) > 1 else ""
-            often.detail = f"{many[0].detail} answers {many[0].count:,} rows{others}"
-        return [finding for finding in (near, leaks, often) if finding.count]
-
-    def _names(self, group: list[int]) -> str:
-        """Some places in words, with their files where these differ."""
-        only_file = len({place.file for place in self.places}) == 1
-        return " and ".join("line " * only_file + self.places[index].show(only_file) for index in group)
-
-
 class _Check:
     """The state of one check: what was kept and found so far."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, truncate: bool) -> None:
         self.tokenizer, self.max_length, self.truncate = tokenizer, max_length, truncate
         self.form = ""
-        self.read = self.kept = 0
+        self.read = 0
         self.parts: list[Dataset] = []
+        self.kept: list[tuple[Place, bool]] = []  # where each row that was kept stands, and is it held out
+        self.first_with: dict[bytes, tuple[Place, bool]] = {}  # the same of the first row that says this
         self.rejected: list[dict[str, Any]] = []
         self.findings: dict[str, Finding] = {}
-        self.first_with: dict[bytes, tuple[Place, bool]] = {}  # digest of a row -> its first place, and is it held out
-        self.overview = _Overview()
         self.unused: Counter[str] = Counter()
         self.notes: list[str] = []
         self.tokens = TokenCheck(tokenizer, max_length) if tokenizer else None
         if tokenizer and ensure_chat_template(tokenizer):
             self.notes.append("the tokenizer had no chat template: it was given a plain one (### Question, ### Answer)")
 
-    def note_held_out(self, records: Iterator[Record]) -> None:
-        """Remember a validation source, without keeping or judging it."""
-        for row in map(to_row, records):
-            if isinstance(row, Row):
-                self.first_with.setdefault(row.digest, (row.place, True))
-                self.overview.add(row, held_out=True)
-
     def add(self, batch: list[Record]) -> None:
         """One batch of records, through one check after the other; what comes out at the end is kept."""
         self.read += len(batch)
-        rows = []
-        for record in batch:
-            row = to_row(record)
-            if isinstance(row, Row):
-                rows.append(row)
-            else:
+        outcomes = [to_row(record) for record in batch]
+        forms = Counter(row.form for row in outcomes if isinstance(row, Row))
+        self.form = self.form or (forms.most_common(1)[0][0] if forms else "")
+        columns: dict[str, list[Any]] = {name: [] for name in FEATURES.get(self.form, ())}
+        for record, row in zip(batch, outcomes):
+            if isinstance(row, Issue):
                 self._set_aside(record, row)
-        if rows and not self.form:
-            self.form = Counter(row.form for row in rows).most_common(1)[0][0]
-        rows = [row for row in rows if self._has_form(row) and self._is_new(row) and self._fits(row)]
-        if not rows:
-            return
-        columns: dict[str, list[Any]] = {name: [] for name in FEATURES[self.form]}
-        for row in rows:
+                continue
+            if issue := self._other_form(row) or self._duplicate(row) or self._unfit(row):
+                self._set_aside(record, issue)
+                continue
             for example in row.examples:
                 for name in columns:
-                    columns[name].append(self.kept if name == "group" else example[name])
-            self.overview.add(row, row.held_out)
-            self.overview.add_answers(row)
-            for code, seen in {
-                code: seen for text in texts_of(row.examples[-1]) for code, seen in suspicions(text).items()
-            }.items():
-                self._found(code, row.place, seen)
-            self.unused.update({str(name) for name in row.record.value} - used_columns(row.record.value))
-            self.kept += 1
-        self.parts.append(Dataset.from_dict(columns, features=FEATURES[self.form]))
+                    columns[name].append(len(self.kept) if name == "group" else example[name])
+            self.kept.append((row.place, row.held_out))
+            self.unused.update({str(name) for name in record.value} - used_columns(record.value))
+            seen: dict[str, str] = {}
+            for text in texts_of(row.examples[-1]):
+                seen |= suspicions(text)
+            for code, what in seen.items():
+                self._found(code, row.place, what)
+        if any(columns.values()):
+            self.parts.append(Dataset.from_dict(columns, features=FEATURES[self.form]))
 
-    def _has_form(self, row: Row) -> bool:
-        if row.form != self.form:
-            this, most = ("plain text", "chats") if row.form == TEXT else ("a question with an answer", "plain text")
-            self._set_aside(row.record, Issue("other form", f"this is {this}, most rows are {most}"))
-        return row.form == self.form
+    def _other_form(self, row: Row) -> Issue | None:
+        if row.form == self.form:
+            return None
+        this, most = ("plain text", "chats") if row.form == TEXT else ("a question with an answer", "plain text")
+        return Issue("other form", f"this is {this}, most rows are {most}")
 
-    def _is_new(self, row: Row) -> bool:
+    def _duplicate(self, row: Row) -> Issue | None:
         here = row.place, row.held_out
         first = self.first_with.setdefault(row.digest, here)
         if first is here:
-            return True
+            return None
         place, held_out = first
         if held_out != row.held_out:
             self._found("leak", row.place)
         where = f"line {place.line}" if place.file == row.place.file else f"{place.file}, line {place.line}"
-        self._set_aside(row.record, Issue("duplicate", f"the same as {where}"))
-        return False
+        return Issue("duplicate", f"the same as {where}")
 
-    def _fits(self, row: Row) -> bool:
+    def _unfit(self, row: Row) -> Issue | None:
         """Does the sequence length hold the row's answers whole (or, with `truncate`, at least in part)?"""
         if not self.tokens:
-            return True
+            return None
         try:
             tokens = tokenize(row.examples, self.tokenizer)
         except DataError as error:
-            self._set_aside(row.record, Issue("template", str(error)))
-            return False
+            return Issue("template", str(error))
         self.tokens.lengths += [len(one.ids) for one in tokens]
         longest = max(len(one.ids) for one in tokens)
-        too_long = self.max_length is not None and longest > self.max_length
-        cut = f"{longest:,} tokens, {longest - (self.max_length or 0):,} more than max_length {self.max_length}"
-        issue = None
         if any(all(label == MASKED for label in one.labels[: self.max_length]) for one in tokens):
-            issue = Issue("nothing left", f"no token of an answer would be trained ({longest:,} tokens)")
-        elif too_long and not self.truncate:
-            issue = Issue("too long", cut)
-        if issue:
-            self._set_aside(row.record, issue)
-            return False
-        if too_long:
+            return Issue("nothing left", f"no token of an answer would be trained ({longest:,} tokens)")
+        if self.max_length and longest > self.max_length:
+            cut = f"{longest:,} tokens, {longest - self.max_length:,} more than max_length {self.max_length}"
+            if not self.truncate:
+                return Issue("too long", cut)
             self._found("cut", row.place, cut)
         for example, one in zip(row.examples, tokens):
             self.tokens.add(example, one, f"line {row.place.line}")
-        return True
+        return None
 
     def _set_aside(self, record: Record, issue: Issue) -> None:
-        kind = ISSUE_TYPES[issue.code]
-        self._found(issue.code, Place(record.file, record.line), issue.reason)
-        place = {"file": record.file, "line": record.line}
-        self.rejected.append(
-            place | {"fault": kind.name, "reason": issue.reason, "fix": kind.fix, "record": record.value}
-        )
+        kind, place = ISSUE_TYPES[issue.code], Place(record.file, record.line)
+        self._found(issue.code, place, issue.reason)
+        why = {"fault": kind.name, "reason": issue.reason, "fix": kind.fix}
+        self.rejected.append(place._asdict() | why | {"record": record.value})
 
     def _found(self, code: str, place: Place, detail: str = "") -> None:
         self.findings.setdefault(code, Finding(code)).add(place, detail)
@@ -302,44 +232,26 @@ class _Check:
         """Everything that was found, once all records went through."""
         features = FEATURES[self.form or "chat"]
         empty = Dataset.from_dict({name: [] for name in features}, features=features)
-        examples = concatenate_datasets(self.parts) if self.parts else empty
-        for finding in self.overview.findings():
+        examples = concatenate_datasets(self.parts or [empty])
+        for finding in across_rows(examples, *zip(*self.kept)) if self.kept else []:
             known = self.findings.setdefault(finding.code, finding)
-            if known is not finding:
-                for place in finding.places:
-                    known.add(place)
-                known.count += finding.count - len(finding.places)
-        counts = {"input": self.read, "kept": self.kept, "rejected": len(self.rejected), "examples": len(examples)}
-        return Report(
-            source,
-            examples,
-            self.rejected,
-            counts,
-            self.findings,
-            self._notes(len(examples)),
-            self.tokens,
-            self._stop(),
-        )
+            if known is not finding:  # exact duplicates were leaks already
+                known.count, known.places = known.count + finding.count, (known.places + finding.places)[:PLACES]
+        if len(examples):
+            self._note(len(examples))
+        counts = {"input": self.read, "kept": len(self.kept), "rejected": len(self.rejected), "examples": len(examples)}
+        found = self.findings, self.notes, self.tokens, self._stop()
+        return Report(source, examples, self.rejected, counts, *found)
 
-    def _notes(self, examples: int) -> list[str]:
-        notes = list(self.notes)
+    def _note(self, examples: int) -> None:
         if self.form == TEXT:
-            notes.append("plain text: the loss counts every token, not only answers")
+            self.notes.append("plain text: the loss counts every token, not only answers")
         if unused := [repr(name) for name, _ in self.unused.most_common(8) if name]:
-            notes.append(f"columns that are not trained on: {', '.join(unused)}")
-        if self.tokens:
-            notes += str(self.tokens).splitlines()
-        else:
-            notes.append("tokens were not checked: name the model (tokenizer=..., or --model on the command line)")
-        if examples < SMALL:
-            goes_far = (
-                "enough to try the code, hardly to learn from: 50 to 100 teach a style, 500 are a first real run."
-            )
-        elif examples < ENOUGH:
-            goes_far = "enough for a style or a format; 500 are for a first real run, and good ones beat many."
-        else:
-            goes_far = "enough to start (500 are); hold 10 to 20 % of them out with split()."
-        return [*notes, f"{examples:,} examples are {goes_far}"] if examples else notes
+            self.notes.append(f"columns that are not trained on: {', '.join(unused)}")
+        not_checked = "tokens were not checked: name the model (tokenizer=..., or --model on the command line)"
+        self.notes += str(self.tokens).splitlines() if self.tokens else [not_checked]
+        enough = next(words for fewest, words in ENOUGH_FOR.items() if examples >= fewest)
+        self.notes.append(f"{examples:,} examples are enough {enough}")
 
     def _stop(self) -> str:
         """Why training could not start; empty if it could."""
@@ -348,6 +260,48 @@ class _Check:
         if not self.kept:
             worst = max(self.findings.values(), key=lambda finding: finding.count)
             return f"no row can be used. {worst.detail} (line {worst.places[0].line}). {ISSUE_TYPES[worst.code].fix}"
-        if self.kept < 2:
+        if len(self.kept) < 2:
             return "one row is too few to train on and to hold one out. Add examples."
         return self.tokens.stop() if self.tokens else ""
+
+
+def across_rows(examples: Dataset, places: Sequence[Place], held_out: Sequence[bool]) -> list[Finding]:
+    """What only the whole data set shows: near duplicates, leaks between its parts, one answer to many questions.
+
+    Args:
+        places, held_out: of each row; `examples["group"]` is the number of the row.
+    """
+    texts, questions = MinHashIndex(), []
+    answers: dict[int, Finding] = {}
+    for row, group in groupby(examples, key=lambda example: example["group"]):
+        said = [texts_of(example) for example in group]
+        texts.add("\n".join(said[-1]))
+        questions.append(hash(plain(said[0][-2:][0])))
+        for *question, answer in said:
+            if question:  # plain text has none
+                known = answers.setdefault(hash(plain(answer)), Finding("repeated answer"))
+                known.add(places[row], "" if known.count else f"{answer[:60]!r}")
+    only_file = len({place.file for place in places}) == 1
+    names = ["line " * only_file + place.show(only_file) for place in places]
+    near, leaks = Finding("near duplicate"), Finding("leak")
+    groups = texts.groups()
+    for rows in groups.lists():
+        if len(rows) > 1:
+            near.add(places[rows[1]], f"{' and '.join(names[row] for row in rows[:4])} belong together")
+    groups.join_equal(questions)
+    for rows in groups.lists():
+        trained = [row for row in rows if not held_out[row]]
+        for row in (row for row in rows if trained and held_out[row]):
+            leaks.add(places[row], f"it stands in training at {names[trained[0]]}")
+    fewest = max(REPEATED, REPEATED_SHARE * len(places))
+    return [found for found in (near, leaks, *_repeated(list(answers.values()), fewest)) if found.count]
+
+
+def _repeated(answers: list[Finding], fewest: float) -> list[Finding]:
+    """All answers that occur so often, as one finding about the most frequent."""
+    often = sorted((found for found in answers if found.count >= fewest), key=lambda found: -found.count)
+    for first in often[:1]:
+        others = f"; {len(often) - 1} more such answers" if len(often) > 1 else ""
+        first.detail += f" answers {first.count:,} rows{others}"
+        first.count, first.of_one_row = sum(found.count for found in often), False
+    return often[:1]

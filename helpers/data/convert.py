@@ -159,10 +159,10 @@ def _message(turn: Any, place: str) -> Message | Issue:
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         shown = "missing" if role is None else f"{role!r:.60}"
         return Issue("unknown role", f"{place}: the role is {shown}; known are system, user (human), assistant (gpt)")
-    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
+    content: Any = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
     if isinstance(content, list) and content:
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(texts) if all(isinstance(text, str) for text in texts) else content
+        content = content if any(not isinstance(text, str) for text in texts) else "".join(map(str, texts))
     return _not_text(place, content) or {"role": ROLES[role.strip().lower()], "content": content}
 
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 from helpers.data.issues import DataError, Issue
 
 LARGEST = 2 * 2**30  # bytes, also after unpacking: far more text than one card learns in a week
-TAKE_FEWER = f"the limit is {LARGEST / 2**30:.0f} GiB. Take the first 100,000 examples: few good ones beat many."
+TOO_LARGE = "has more than 2 GiB. Take the first 100,000 examples: for fine-tuning, few good ones beat many."
 HEAD, CHUNK = 65_536, 1 << 20  # bytes (or characters) that tell formats apart, and bytes read at a time
 KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
 KINDS |= {".parquet": "parquet", ".txt": ""}
@@ -53,28 +53,27 @@ class Record(NamedTuple):
 
 
 class DataFile:
-    """A file of examples: a path, or the bytes of an upload. Gzipped ones are unpacked in memory."""
+    """A file of examples: a path, or the bytes of an upload. A gzipped one is unpacked in memory.
+
+    Raises:
+        DataError: it cannot be read, or is too large, packed or unpacked.
+    """
 
     def __init__(self, name: str, content: Path | bytes) -> None:
-        self.name, self.content = name, content
-        self.kind = kind_of(name) or ""
+        self.name, self.content, self.kind = name, content, kind_of(name) or ""
         try:
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            if size > LARGEST:
-                raise DataError(f"{name} has {size / 2**30:.1f} GiB; {TAKE_FEWER}")
-            with self.open() as stream:
-                self.head = stream.read(HEAD)
-            if self.head.startswith(b"\x1f\x8b"):
+            if size <= LARGEST:
                 with self.open() as stream:
-                    self.content = gzip.GzipFile(fileobj=stream).read(LARGEST + 1)
-                self.head = self.content[:HEAD]
-        except DataError:
-            raise
+                    self.head = stream.read(HEAD)
+                    if self.head.startswith(b"\x1f\x8b"):
+                        stream.seek(0)
+                        self.content = gzip.GzipFile(fileobj=stream).read(LARGEST + 1)
+                        self.head, size = self.content[:HEAD], len(self.content)
         except Exception as error:  # no permission, a damaged archive: OSError, EOFError or zlib.error
-            reason = f"{first_line(error)}). Check its permissions, or download it again."
-            raise DataError(f"{name} cannot be read ({reason}") from None
-        if isinstance(self.content, bytes) and len(self.content) > LARGEST:
-            raise DataError(f"{name} unpacks to more than {LARGEST / 2**30:.0f} GiB; {TAKE_FEWER}")
+            raise DataError(f"{name} cannot be read ({first_line(error)}). Check it, or download it again.") from None
+        if size > LARGEST:
+            raise DataError(f"{name} {TOO_LARGE}")
 
     def open(self) -> BinaryIO:
         """The bytes."""
@@ -194,17 +193,18 @@ def values(file: DataFile) -> Iterator[Record]:
 
 def _values(text: str, name: str, array: bool) -> Iterator[Record]:
     """JSON values that follow each other, with the line on which each begins; after a broken one, the rest as one record."""
-    decoder, space = json.JSONDecoder(), re.compile(rf"[{BLANK},]*" if array else rf"[{BLANK}]*")
-    position = space.match(text).end() + array
+    decoder, between = json.JSONDecoder(), BLANK + "," * array
+    position = text.index("[") + 1 if array else 0
     line, counted = 1, 0
     while True:
-        position = space.match(text, position).end()
+        while text[position : position + 1] in between and position < len(text):
+            position += 1
         line, counted = line + text.count("\n", counted, position), position
         following = text[position : position + 1]
         if following == "" and not array:
             return
         if following == "]" and array:
-            if rest := text[position + 1 :].strip(BLANK + ","):
+            if rest := text[position + 1 :].strip(between):
                 yield Record(
                     rest, name, line, Issue("unreadable rest", f"line {line}: more text after the array's end")
                 )

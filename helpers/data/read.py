@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data.issues import DataError
-from helpers.data.parse import LARGEST, TAKE_FEWER, DataFile, Record, first_line, kind_of, parse, refuse_twice
+from helpers.data.parse import LARGEST, TOO_LARGE, DataFile, Record, first_line, kind_of, parse, refuse_twice
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 HELD_OUT = re.compile(r"(?:^|[^a-z])(validation|valid|val|dev|test|eval)(?:[^a-z]|$)")  # in the name of a file or split
@@ -32,11 +32,8 @@ def read(source: Any) -> Iterator[Record]:
         DataError: there is no such source, or nothing in it can be read.
     """
     parts = dict(source) if isinstance(source, Mapping) else {}
-    if isinstance(source, (str, Path)):
-        for file in _files(source):
-            yield from parse(file)
-    elif parts and all(isinstance(content, bytes) for content in parts.values()):
-        for name, content in parts.items():
+    if isinstance(source, (str, Path)) or (parts and all(isinstance(content, bytes) for content in parts.values())):
+        for name, content in parts.items() or _files(source):
             yield from parse(DataFile(str(name), content))
     elif parts and all(hasattr(part, "column_names") for part in parts.values()):  # a DatasetDict
         for name, part in parts.items():
@@ -68,19 +65,17 @@ def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
         yield Record(row, name, number)
 
 
-def _files(source: str | Path) -> list[DataFile]:
-    """The data files behind a path or a Hub id."""
+def _files(source: str | Path) -> list[tuple[str, Path]]:
+    """(name, path) of the data files behind a path or a Hub id."""
     path, text = Path(source), str(source)
     hub_id = text.removeprefix("hf://datasets/")
     try:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if _is_data(file.relative_to(path)) and file.is_file())
-        else:
-            found = [path] if path.is_file() else []
+        found = sorted(file for file in path.rglob("*") if _is_data(file.relative_to(path)) and file.is_file())
+        found = [path] if path.is_file() else found
     except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL in it
         raise DataError(f"{text!r:.200} cannot be opened ({first_line(error)}). Check the path.") from None
     if found:
-        return [DataFile(str(file), file) for file in found]
+        return [(str(file), file) for file in found]
     if path.is_dir():
         raise DataError(
             f"No data file in the folder {os.path.abspath(path)}. Put .jsonl, .csv or .parquet files there."
@@ -95,7 +90,7 @@ def _is_data(file: Path) -> bool:
     return not hidden and bool(kind_of(file.name)) and file.name != "rejected.jsonl"
 
 
-def _from_hub(hub_id: str) -> list[DataFile]:
+def _from_hub(hub_id: str) -> list[tuple[str, Path]]:
     """The training files of a data set on the Hub, downloaded to its cache. Nothing that it contains is ever run.
 
     Not by `datasets.load_dataset`: that guesses types (an answer "007" becomes the number 7), and refuses all of a data set
@@ -109,12 +104,9 @@ def _from_hub(hub_id: str) -> list[DataFile]:
         siblings = HfApi().dataset_info(repo, files_metadata=True).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings if _is_data(Path(file.rfilename))}
         chosen = choose_hub_files(repo, [file for file in sizes if file.startswith("/".join(folder))])
-        size = sum(sizes[file] for file in chosen)
-        if size > LARGEST:
-            raise DataError(
-                f"{repo} has {size / 2**30:.1f} GiB; {TAKE_FEWER} Or name one of its folders: {repo}/folder."
-            )
-        return [DataFile(f"{repo}/{file}", Path(hf_hub_download(repo, file, repo_type="dataset"))) for file in chosen]
+        if sum(sizes[file] for file in chosen) > LARGEST:
+            raise DataError(f"{repo} {TOO_LARGE} Or name one of its folders: {repo}/folder.")
+        return [(f"{repo}/{file}", Path(hf_hub_download(repo, file, repo_type="dataset"))) for file in chosen]
     except DataError:
         raise
     except Exception as error:  # no network, no such data set, gated: whatever the Hub says is passed on

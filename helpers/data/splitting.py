@@ -33,7 +33,7 @@ BOILERPLATE_SHARE, BOILERPLATE_TEXTS = 0.3, 30  # a word pair in more than both 
 ROUNDS = 24  # representatives that the members of one bucket are compared with
 LABEL = 5  # an answer that more examples share is a label ("positive"), not a text whose leak would tell anything
 WORD = re.compile(r"\w+")
-NOTHING = np.empty(0, dtype=np.uint32)
+NOTHING: np.ndarray = np.empty(0, dtype=np.uint32)
 
 
 def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -156,7 +156,7 @@ class MinHashIndex:
         chosen: list[int] = []
         signatures = []
         for start in range(0, len(self._exact), BLOCK):
-            block = {}
+            block: dict[int, np.ndarray] = {}
             for index in range(start, min(start + BLOCK, len(self._exact))):
                 pairs = self._pairs[index]
                 if len(common):
@@ -184,7 +184,7 @@ class MinHashIndex:
         """For each text and hash function, the smallest value over the text's word pairs."""
         starts = np.cumsum([0] + [len(pairs) for pairs in texts[:-1]])
         every = np.concatenate(texts).astype(np.uint64)
-        block = np.empty((len(texts), HASHES), dtype=np.uint32)
+        block: np.ndarray = np.empty((len(texts), HASHES), dtype=np.uint32)
         for number in range(HASHES):
             values = (every * self._factors[number] + self._offsets[number]) >> np.uint64(32)
             block[:, number] = np.minimum.reduceat(values, starts)

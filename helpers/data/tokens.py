@@ -73,10 +73,8 @@ def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Toke
         ids = tokenizer(text if text.endswith(end) else text + end)["input_ids"]
         return Tokens(ids, list(ids))
     if not tokenizer.chat_template:
-        raise DataError(
-            "This tokenizer has no chat template, as base models do. Call ensure_chat_template(tokenizer) first, or choose an "
-            "-Instruct model."
-        )
+        fix = "Call ensure_chat_template(tokenizer) first, or choose an -Instruct model."
+        raise DataError(f"This tokenizer has no chat template, as base models do. {fix}")
     prompt, whole = example["prompt"], example["prompt"] + example["completion"]
     try:
         asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -85,11 +83,7 @@ def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Toke
         raise DataError(f"The model's chat template refuses an example ({first_line(error)}). Change it.") from error
     masked = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, ids)))
     if masked < len(asked):
-        warnings.warn(
-            "The chat template writes the end of a question differently once it is answered: the model will be asked in "
-            "another way than it was trained.",
-            stacklevel=2,
-        )
+        warnings.warn("The chat template writes the end of a question differently once it is answered.", stacklevel=2)
     return Tokens(ids, [MASKED] * masked + ids[masked:])
 
 
@@ -186,40 +180,37 @@ class TokenCheck:
         return token == self.tokenizer.eos_token_id or (token in added and added[token].special)
 
     def stop(self) -> str:
-        """Why training must not start, in one sentence with the fix; empty if it may."""
+        """Why training must not start, with the fix; empty if it may."""
         if self.looked_at and self.masked == self.looked_at:
             return (
-                "Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(examples[0], "
-                "tokenizer) that the chat template writes the answers at all."
+                "Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(...)."
             )
         if self.same:
             return (
-                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their text "
-                "out. Mend tokenizer.chat_template, or delete it and call ensure_chat_template(tokenizer)."
+                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their "
+                "text out. Delete tokenizer.chat_template and call ensure_chat_template(tokenizer)."
             )
         if self.looked_at and not self.ended:
             return (
-                "No answer ends with a trained end token, so the model would never learn to stop. Let the chat template write "
-                f"{self.tokenizer.eos_token or 'the end token'} after each answer, and raise max_length if all answers are cut."
+                "No answer ends with a trained end token, so the model would never learn to stop. Raise max_length if all "
+                f"answers are cut; otherwise let the chat template write {self.tokenizer.eos_token} after each answer."
             )
         return ""
 
     def __str__(self) -> str:
-        ordered = sorted(self.lengths)
-        if not ordered:
+        if not self.lengths:
             return "No example to look at."
-        half, longest, end = ordered[len(ordered) // 2], ordered[-1], self.tokenizer.eos_token
+        half, longest, end = sorted(self.lengths)[len(self.lengths) // 2], max(self.lengths), self.tokenizer.eos_token
         lines = [f"tokens per example: half have up to {half}, the longest has {longest}; {self.trained:,} are trained"]
         if self.max_length:
-            covered = f"max_length {self.max_length} covers {coverage(ordered, self.max_length):.1%} of the examples"
-            too_many = sum(max(0, length - self.max_length) for length in ordered)
-            lines.append(covered + (f"; the others have {too_many:,} tokens too many" if too_many else ""))
+            too_many = sum(max(0, length - self.max_length) for length in self.lengths)
+            covered = f"covers {coverage(self.lengths, self.max_length):.1%} of the examples"
+            others = f"; the others have {too_many:,} tokens too many" if too_many else ""
+            lines.append(f"max_length {self.max_length} {covered}{others}")
         lines.append(f"the end token is trained in {self.ended:,} of {self.looked_at:,} examples")
         if self.other_end:
-            lines.append(
-                f"answers end with {self.other_end}, the tokenizer's end token is {end}: if the trained model does not stop, "
-                f"set tokenizer.eos_token = {self.other_end!r}"
-            )
+            fix = f"if the trained model does not stop, set tokenizer.eos_token = {self.other_end!r}"
+            lines.append(f"answers end with {self.other_end}, the tokenizer's end token is {end}: {fix}")
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             lines.append("padding uses the end token: harmless here, as TRL masks padding by position")
         return "\n".join(lines)
@@ -236,11 +227,7 @@ STYLES = {
     "cut": "background:rgba(228,87,86,.20);text-decoration:line-through",
 }
 SPECIAL = "border:1px solid rgba(128,128,128,.9);border-radius:3px;padding:0 2px;font-size:90%"
-LEGEND = {
-    "trained": "trained: counts in the loss",
-    "masked": "masked: read, not learned",
-    "cut": "cut: beyond max_length, never seen",
-}
+LEGEND = {"trained": "counts in the loss", "masked": "read, not learned", "cut": "beyond max_length, never seen"}
 BRACKETS = {"trained": ("[[", "]]"), "masked": ("", ""), "cut": ("{{", "}}")}
 
 
@@ -290,8 +277,9 @@ class TokenView:
         body = "".join(span.html() for span in self.spans[:LONGEST_VIEW])
         if len(self.spans) > LONGEST_VIEW:
             body += f" ... and {len(self.spans) - LONGEST_VIEW} more"
-        shown = [f"<span style='{STYLES[state]}'>{LEGEND[state]}</span>" for state in STYLES if self.count(state)]
-        legend = " &nbsp; ".join([*shown, f"<span style='{SPECIAL}'>special token</span>"])
+        legend = f"<span style='{SPECIAL}'>special token</span>"
+        for state, meaning in LEGEND.items():
+            legend += f" &nbsp; <span style='{STYLES[state]}'>{state}: {meaning}</span>" if self.count(state) else ""
         style = "font-family:monospace;white-space:pre-wrap;line-height:1.9;overflow-wrap:anywhere"
         title = f"<p><b>{html.escape(self.summary)}</b><br>{legend}</p>"
         return f"<div style='font-size:13px'>{title}<div style='{style}'>{body}</div></div>"
