@@ -47,6 +47,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.checkpoints import atomic_write
+from helpers.data.tokens import tokenize
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
 from helpers.models import Messages, free_memory, generate
 from helpers.runs import Run
@@ -183,25 +184,15 @@ def _answers(
     was_training = model.training
     model.eval()
     try:
-        for example in examples:
-            tokens, start = _tokens(tokenizer, example)
-            ids = torch.tensor(tokens[:max_length], device=model.device)
+        for tokens in tokenize(examples, tokenizer):
+            start = max(1, len(tokens.ids) - tokens.trained)  # the first token of a text is never predicted
+            ids = torch.tensor(tokens.ids[:max_length], device=model.device)
             count = max(0, len(ids) - start)
             if count:
                 logits = model(input_ids=ids[None], logits_to_keep=count + 1).logits[0, -count - 1 : -1]
             yield ids, start, logits if count else torch.empty(0, device=model.device)
     finally:
         model.train(was_training)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, example: dict[str, Any]) -> tuple[list[int], int]:
-    """(token ids, where the trained ones start). The first token of a text is never predicted, so it does not count."""
-    if "text" in example:
-        ids = tokenizer(example["text"])["input_ids"]
-        return (ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]), 1
-    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template([*example["prompt"], *example["completion"]], return_dict=True)["input_ids"]
-    return whole, len(prompt)
 
 
 LITTLE, MUCH = 0.1, 0.7  # nats per token: each old word a tenth less likely; half as likely

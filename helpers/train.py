@@ -39,7 +39,7 @@ from helpers.callbacks import (
 from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
 from helpers.data import DataError
-from helpers.data.tokens import TokenCheck, Tokens
+from helpers.data.tokens import TokenCheck, Tokens, with_tokens
 from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
 from helpers.models import attach_lora, load_adapter, save_adapter
@@ -95,8 +95,10 @@ def build_trainer(
     trainer = OOMSafeTrainer(
         model=model,
         args=arguments,
-        train_dataset=training,
-        eval_dataset=validation.select(range(min(config.max_eval_samples, len(validation)))),
+        train_dataset=with_tokens(training, tokenizer, plan.seq_len),
+        eval_dataset=with_tokens(
+            validation.select(range(min(config.max_eval_samples, len(validation)))), tokenizer, plan.seq_len
+        ),
         processing_class=tokenizer,
         full_logits=plan.loss_head == "full",
         **steadiness,
