@@ -27,20 +27,6 @@ def texts(examples, part):
     return {example[part][-1]["content"] for example in examples}
 
 
-def test_rows_become_prompt_and_completion_messages(tmp_path):
-    rows = [
-        {"instruction": " Ask ", "input": "Context", "output": "Answer"},
-        {"instruction": "Only this", "input": "", "output": "Yes"},
-    ]
-    examples = load(tmp_path / "a.jsonl", rows)
-    assert examples[0] == {
-        "prompt": [{"role": "user", "content": "Ask\n\nContext"}],
-        "completion": [{"role": "assistant", "content": "Answer"}],
-        "group": 0,
-    }
-    assert examples[1]["prompt"][0]["content"] == "Only this"
-
-
 def test_a_missing_file_names_the_path_that_was_looked_at(tmp_path):
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "nothing.jsonl"))):
         load_examples(tmp_path / "nothing.jsonl")
@@ -70,20 +56,10 @@ def test_rows_that_cannot_be_used_are_set_aside_and_said_in_one_line(tmp_path, c
     ]
     examples = load_examples(write(tmp_path / "a.jsonl", rows), rejected=tmp_path / "rejected.jsonl")
     said = capsys.readouterr().out
-    assert (
-        len(examples) == 2
-        and said.count("\n") == 1
-        and "1 of 3 rows set aside (see " in said
-        and str(tmp_path / "rejected.jsonl") in said
-    )
+    assert len(examples) == 2 and said.count("\n") == 1
+    assert f"1 of 3 rows set aside (see {tmp_path / 'rejected.jsonl'})" in said
     saved = json.loads((tmp_path / "rejected.jsonl").read_text())
     assert saved["line"] == 2 and saved["record"] == rows[1] and "'output' is empty" in saved["reason"]
-
-
-def test_nothing_is_printed_or_written_if_all_is_well(root, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    examples = load_examples(root / "data_samples/customer_support.jsonl")
-    assert len(examples) == 574 and capsys.readouterr().out == "" and not list(tmp_path.iterdir())
 
 
 def test_csv_with_quotes_commas_and_line_breaks_round_trips_exactly(tmp_path):
@@ -123,7 +99,7 @@ def test_equal_questions_or_answers_never_straddle_the_split(tmp_path):
 
 
 def test_near_duplicates_never_straddle_the_split(tmp_path):
-    subjects = [
+    subjects = (
         "gate",
         "kettle",
         "spade",
@@ -136,7 +112,7 @@ def test_near_duplicates_never_straddle_the_split(tmp_path):
         "ladder",
         "clock",
         "stool",
-    ]
+    )
     rows = []
     for number, subject in enumerate(subjects):
         for politeness in ("please", "kindly", "today"):
@@ -155,15 +131,9 @@ def test_near_duplicates_never_straddle_the_split(tmp_path):
 
 
 def test_a_conversation_stays_whole(tmp_path):
-    talk = [
-        {
-            "messages": [
-                {"role": role, "content": f"{role} {n} {turn}"} for turn in range(3) for role in ("user", "assistant")
-            ]
-        }
-        for n in range(20)
-    ]
-    examples = load(tmp_path / "a.jsonl", talk)
+    turns = [(turn, role) for turn in range(3) for role in ("user", "assistant")]
+    talks = [[{"role": role, "content": f"{role} {n} {turn}"} for turn, role in turns] for n in range(20)]
+    examples = load(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
     assert len(examples) == 60 and sorted(set(examples["group"])) == list(range(20))
     training, validation = split(examples, 0.2, seed=3)
     talks = [{x["prompt"][0]["content"].split()[1] for x in part} for part in (training, validation)]
@@ -201,27 +171,21 @@ def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_s
         )
 
     done = run("data_samples/customer_support.jsonl")
-    assert (
-        done.returncode == 0
-        and "574 rows read, 574 kept, 0 set aside" in done.stdout
-        and "tokens were not checked" in done.stdout
-    )
+    assert done.returncode == 0 and "tokens were not checked" in done.stdout
+    assert "574 rows read, 574 kept, 0 set aside" in done.stdout
     bad = run(str(write(tmp_path / "bad.jsonl", [{"a": 1}])))
     assert bad.returncode == 1 and "Training cannot start" in bad.stdout and "Traceback" not in bad.stderr
 
 
 def test_the_command_line_checks_tokens_with_a_model(root, tiny_model, tmp_path, capsys):
     sample = str(root / "data_samples/customer_support.jsonl")
-    assert (
-        main([sample, "--model", str(tiny_model), "--max-length", "500", "--rejected", str(tmp_path / "r.jsonl")]) == 0
-    )
+    model, rejected = ["--model", str(tiny_model)], tmp_path / "r.jsonl"
+    assert main([sample, *model, "--max-length", "500", "--rejected", str(rejected)]) == 0 and rejected.exists()
     said = capsys.readouterr().out
-    assert (
-        "answers longer than max_length" in said and "max_length 500 covers" in said and (tmp_path / "r.jsonl").exists()
-    )
-    assert main([sample, "--model", str(tiny_model), "--max-length", "500", "--truncate"]) == 0
+    assert "answers longer than max_length" in said and "max_length 500 covers" in said
+    assert main([sample, *model, "--max-length", "500", "--truncate"]) == 0
     assert "574 kept" in capsys.readouterr().out
-    assert main([sample, "--model", str(tiny_model), "--max-length", "10", "--truncate"]) == 1
+    assert main([sample, *model, "--max-length", "10", "--truncate"]) == 1
     assert main([sample, "--model", str(tmp_path / "no model")]) == 1
 
 

@@ -81,13 +81,10 @@ def checked(examples, tokenizer, max_length=None):
 def test_an_answer_and_its_end_are_trained_and_the_question_is_not(tokenizer):
     for example, tokens in zip(CHATS, tokenize(CHATS, tokenizer)):
         trained = [label for label in tokens.labels if label != MASKED]
-        assert tokenizer.decode(trained) == example["completion"][0][
-            "content"
-        ] + "<|im_end|>\n" and tokens.trained == len(trained)
-    assert all(
-        tokens.labels == tokens.ids and tokens.ids[-1] == tokenizer.eos_token_id
-        for tokens in tokenize(TEXTS, tokenizer)
-    )
+        assert tokenizer.decode(trained) == example["completion"][0]["content"] + "<|im_end|>\n"
+        assert tokens.trained == len(trained)
+    for tokens in tokenize(TEXTS, tokenizer):
+        assert tokens.labels == tokens.ids and tokens.ids[-1] == tokenizer.eos_token_id
 
 
 def test_a_good_data_set_passes_with_its_numbers(tokenizer):
@@ -99,23 +96,21 @@ def test_a_good_data_set_passes_with_its_numbers(tokenizer):
     assert coverage([1, 2, 3, 4], 3) == 0.75
 
 
+FOR_ALL = "{{% for m in messages %}}{}{{% endfor %}}"
+
+
 @pytest.mark.parametrize(
     ("template", "max_length", "words"),
     [
         (None, 20, "Every label is masked"),
         (
-            "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}",
+            FOR_ALL.format("{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% endif %}"),
             None,
             "Every label is masked",
         ),
+        (FOR_ALL.format("{{ m.role }}: {{ m.content }}\n"), None, "never learn to stop"),
         (
-            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-            "{% if add_generation_prompt %}assistant: {% endif %}",
-            None,
-            "never learn to stop",
-        ),
-        (
-            "{% for m in messages %}{{ m.role }}{% endfor %}{% if not add_generation_prompt %}<|im_end|>{% endif %}",
+            FOR_ALL.format("{{ m.role }}<|im_end|>"),
             None,
             "example 1 and example 2 differ as text but get identical tokens",
         ),
@@ -144,14 +139,10 @@ def test_another_end_of_turn_than_the_end_token_is_named(tokenizer):
 def test_padding_with_the_end_token_keeps_the_real_one_trained(tokenizer):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    tokens = tokenize(CHATS, tokenizer)
-    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.eos_token_id)(
-        [{"input_ids": t.ids, "labels": t.labels} for t in tokens]
-    )
-    for row, one in zip(batch["labels"].tolist(), tokens):
-        assert (
-            row[: len(one.ids)] == one.labels and tokenizer.eos_token_id in row and set(row[len(one.ids) :]) <= {MASKED}
-        )
+    tokens, end = tokenize(CHATS, tokenizer), tokenizer.eos_token_id
+    rows = [{"input_ids": one.ids, "labels": one.labels} for one in tokens]
+    for labels, one in zip(DataCollatorForLanguageModeling(end)(rows)["labels"].tolist(), tokens):
+        assert labels[: len(one.ids)] == one.labels and end in labels and set(labels[len(one.ids) :]) <= {MASKED}
 
 
 def test_a_base_model_gets_a_plain_template(base_tokenizer):
@@ -170,10 +161,8 @@ def test_a_base_model_gets_a_plain_template(base_tokenizer):
 
 def test_show_tokens_tells_trained_from_masked_without_color(tokenizer):
     view = show_tokens(CHATS[0], tokenizer)
-    assert (
-        "[[Because of <b>tea</b>.<|im_end|>\n]]" in str(view)
-        and "[[" not in str(view).split("\n", 1)[1].split("assistant")[0]
-    )
+    masked, trained = str(view).split("\n", 1)[1].split("assistant")
+    assert "[[Because of <b>tea</b>.<|im_end|>\n]]" in trained and "[[" not in masked
     page = view._repr_html_()
     assert "&lt;" in page and "<b>tea" not in page and "underline" not in page and "border-bottom:2px solid" in page
     assert "trained: counts in the loss" in page and "masked: read, not learned" in page and "special token" in page
@@ -194,11 +183,8 @@ def test_characters_of_several_tokens_are_shown_whole(tokenizer):
 
 def test_what_would_be_cut_is_shown_as_cut(tokenizer):
     view = show_tokens(CHATS[0], tokenizer, max_length=40)
-    assert (
-        view.count("cut") == len(tokenize(CHATS, tokenizer)[0].ids) - 40
-        and "{{" in str(view)
-        and "line-through" in view._repr_html_()
-    )
+    assert view.count("cut") == len(tokenize(CHATS, tokenizer)[0].ids) - 40
+    assert "{{" in str(view) and "line-through" in view._repr_html_()
     assert "the loss counts every token" in show_tokens(TEXTS[0], tokenizer).summary
 
 

@@ -31,12 +31,10 @@ NOT_DATA = {
     b"PK\x03\x04": "an Excel file or a zip archive: save the sheet as CSV, or unpack the archive",
     b"%PDF": "a PDF: copy its questions and answers into a CSV or JSON lines file",
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV",
-    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it",
-    b"BZh": "packed with bzip2: unpack it",
-    b"\xfd7zXZ": "packed with xz: unpack it",
     b"ARROW1": "an Arrow file: save it as Parquet",
     b"\x80\x04\x95": "a pickle, which can run code: save it as Parquet",
 }
+NOT_DATA |= dict.fromkeys((b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ"), "packed with zstd, bzip2 or xz: unpack it")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 BLANK = "\ufeff \t\r\n"  # what may stand before a value
 
@@ -205,9 +203,8 @@ def _values(text: str, name: str, array: bool) -> Iterator[Record]:
             return
         if following == "]" and array:
             if rest := text[position + 1 :].strip(between):
-                yield Record(
-                    rest, name, line, Issue("unreadable rest", f"line {line}: more text after the array's end")
-                )
+                issue = Issue("unreadable rest", f"line {line}: more text after the array's end")
+                yield Record(rest, name, line, issue)
             return
         try:
             value, position = decoder.raw_decode(text, position)
@@ -273,9 +270,7 @@ def table(file: DataFile) -> Iterator[Record]:
                 header = [cell.strip().lstrip("\ufeff") for cell in row]
                 refuse_twice(header, f"{file.name}, line {line}")
             elif len(row) != len(header):
-                reason = (
-                    f"{len(row)} fields, but the header has {len(header)}; put quotes around a field with {delimiter!r}"
-                )
+                reason = f"{len(row)} fields, but the header has {len(header)}; a field with {delimiter!r} needs quotes"
                 value = dict(zip(header, row)) | {"(fields)": row}
                 yield Record(value, file.name, line, Issue("broken line", reason))
             else:
@@ -284,16 +279,9 @@ def table(file: DataFile) -> Iterator[Record]:
 
 def _delimiter(file: DataFile) -> str:
     """The separator that gives the header the most columns: comma, or what Excel writes in other countries."""
-    with file.text(newline="") as text:
-        head = text.read(HEAD)
-
-    def columns(delimiter: str) -> int:
-        try:
-            return len(next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), []))
-        except csv.Error:
-            return 0
-
-    return max(",;\t|", key=columns)
+    with file.text() as text:
+        header = next((line for line in text if line.strip()), "")
+    return max(",;\t|", key=header.count)
 
 
 def refuse_twice(names: list[str], where: str) -> None:

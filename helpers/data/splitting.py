@@ -152,25 +152,17 @@ class MinHashIndex:
         """Which of the texts added so far belong together, from this similarity on."""
         groups = UnionFind(len(self._exact))
         groups.join_equal(self._exact)
-        common = self._common_pairs()
-        chosen: list[int] = []
-        signatures = []
-        for start in range(0, len(self._exact), BLOCK):
-            block: dict[int, np.ndarray] = {}
-            for index in range(start, min(start + BLOCK, len(self._exact))):
-                pairs = self._pairs[index]
-                if len(common):
-                    pairs = pairs[~np.isin(pairs, common, assume_unique=True)]
-                if groups.root(index) == index and len(pairs) >= FEWEST_WORDS - 1:
-                    block[index] = pairs
-            if block:
-                chosen += block
-                signatures.append(self._signatures(list(block.values())))
-        if len(chosen) > 1:
-            every = np.concatenate(signatures)
-            for band in range(0, HASHES, HASHES // BANDS):
-                for one, other in _alike(every, slice(band, band + HASHES // BANDS), similar):
-                    groups.join(chosen[one], chosen[other])
+        pairs, common = self._pairs, self._common_pairs()
+        if len(common):
+            pairs = [own[~np.isin(own, common, assume_unique=True)] for own in pairs]
+        chosen = [i for i, own in enumerate(pairs) if groups.root(i) == i and len(own) >= FEWEST_WORDS - 1]
+        if len(chosen) < 2:
+            return groups
+        blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+        signatures = np.concatenate([self._signatures([pairs[i] for i in block]) for block in blocks])
+        for band in range(0, HASHES, HASHES // BANDS):
+            for one, other in _alike(signatures, slice(band, band + HASHES // BANDS), similar):
+                groups.join(chosen[one], chosen[other])
         return groups
 
     def _common_pairs(self) -> np.ndarray:
