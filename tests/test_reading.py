@@ -159,7 +159,7 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.parse.DataFile, "open", lambda self: pytest.fail("it was opened"))
+    monkeypatch.setattr(helpers.data.parse.DataFile, "stream", lambda self: pytest.fail("it was opened"))
     with pytest.raises(DataError, match=r"big.jsonl has more than 2 GiB"):
         values(tmp_path / "big.jsonl")
 

@@ -1,12 +1,12 @@
 """From a learner's file to examples that TRL understands.
 
-    examples = load_examples("data_samples/customer_support.jsonl")     # or CSV, Parquet, a folder, a Hub id, a DataFrame
+    examples = load_examples("data_samples/customer_support.jsonl")   # or CSV, Parquet, a folder, a Hub id, a DataFrame
     training, validation = split(examples, validation_share=0.15, seed=42)
     print(check_examples("my_examples.csv", tokenizer, max_length=512))  # every issue, with line and fix
     show_tokens(examples[0], tokenizer)                                  # what is trained and what is masked
 
-An example is two lists of chat messages, `prompt` and `completion`: the form in which TRL applies the model's own chat template and
-counts the loss on the completion only. Plain `text` is kept as such, with the loss on every token.
+An example is two lists of chat messages, `prompt` and `completion`, as TRL has them: the model's own chat template is
+applied, and the loss counts the completion only. Plain `text` is kept as such, with the loss on every token.
 
 How a file becomes examples:
 

@@ -1,12 +1,12 @@
-"""Check a data set before any minute of training is spent on it: what can be used, what cannot and why, what to look at.
+"""Check a data set before any minute of training is spent on it: what can be used, what cannot and why.
 
     report = check_examples("my_examples.jsonl", tokenizer, max_length=512)
     print(report)
     report.examples, report.rejected, report.ready
-    examples = load_examples("my_examples.jsonl")       # the same check, in a line, for those who only want the examples
+    examples = load_examples("my_examples.jsonl")       # the same check, said in one line
 
-Nothing is dropped silently: every record that was read is either kept or in `report.rejected`, with the reason and the fix. Records go
-through in batches, so that besides the examples themselves only a few numbers per record are held in memory.
+Nothing is dropped silently: every record that was read is either kept or in `report.rejected`, with the reason and the
+fix. Records go through in batches, so that besides the examples only a few numbers per record are held in memory.
 """
 
 from __future__ import annotations
@@ -68,24 +68,18 @@ def check_examples(
     return check.report(name_of(source))
 
 
-def load_examples(
-    source: Any,
-    rejected: str | Path | None = "rejected.jsonl",
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    max_length: int | None = None,
-    truncate: bool = False,
-) -> Dataset:
+def load_examples(source: Any, rejected: str | Path | None = "rejected.jsonl") -> Dataset:
     """The examples of a source, ready for `split`. Prints nothing if all is well, and one line if not.
 
     Args:
-        source, tokenizer, max_length, truncate: as in `check_examples`.
+        source: as in `check_examples`.
         rejected: where rows that cannot be used are written, with reason and fix; None writes nothing.
 
     Raises:
-        DataError: there is no such source, or training could not start with what is in it.
+        DataError: there is no such source, or nothing in it can be used.
     """
-    report = check_examples(source, tokenizer, max_length, truncate)
-    if not report.counts["kept"] or (report.tokens and not report.ready):
+    report = check_examples(source)
+    if not report.counts["kept"]:
         raise DataError(f"{report.source}: {report.stop}")
     said = []
     if report.rejected:

@@ -2,9 +2,9 @@
 
     form, examples = to_examples({"question": "Why?", "answer": "Because."})
 
-Recognized: Alpaca and its relatives (a question and an answer column, perhaps context, system prompt and history), chat `messages`
-(OpenAI), ShareGPT `conversations`, prompt and completion messages (TRL), and plain `text`. A conversation with k assistant turns
-becomes k examples, each with all that was said before as its prompt. Pure functions of a dict.
+Recognized: Alpaca and its relatives (a question and an answer column, perhaps context, system prompt and history), chat
+`messages` (OpenAI), ShareGPT `conversations`, prompt and completion messages (TRL), and plain `text`. A conversation
+with k assistant turns becomes k examples, each with all that was said before as its prompt. Pure functions of a dict.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def texts_of(example: Example) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _recognize(names: tuple[str, ...]) -> dict[str, str] | None:
-    """Part (question, answer, context, system, history, turns, text) -> the column that holds it; None if nothing fits."""
+    """Part (question, answer, context, system, history, turns, text) -> its column; None if nothing fits."""
     known: dict[str, str] = {}
     for name in names:
         known.setdefault(name.strip().lstrip("\ufeff").lower().replace(" ", "_").replace("-", "_"), name)
@@ -124,7 +124,7 @@ def _from_pair(columns: dict[str, str], values: dict[str, Any]) -> tuple[str, li
 
 
 def _from_turns(column: str, value: Any, system: Any, only_after: int = 0) -> tuple[str, list[Example]] | Issue:
-    """A conversation: one example for each assistant turn. `only_after`: earlier turns are context and are not trained."""
+    """A conversation: one example for each assistant turn. Turns before number `only_after` are not trained."""
     turns = _as_list(value)
     if not turns:
         if turns == [] or (isinstance(value, str) and not value.strip()):

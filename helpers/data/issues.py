@@ -79,7 +79,7 @@ WORTH_A_LOOK = {
 ISSUE_TYPES = {code: IssueType(*words, rejects=True) for code, words in SET_ASIDE.items()}
 ISSUE_TYPES |= {code: IssueType(*words, rejects=False) for code, words in WORTH_A_LOOK.items()}
 
-# UTF-8 that was read as Latin-1 or Windows-1252 (é as Ã©, a quote as â€™, a mark as ï»¿), and the sign for "not decoded".
+# UTF-8 read as Latin-1 or Windows-1252 (é as Ã©, a quote as â€™, a mark as ï»¿), and the sign for "not decoded".
 MOJIBAKE = re.compile(
     "[ÃÂÐÑØÙ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â[€\u0080-\u009f][\u0080-\u00bf€œ™˜“”¦¢]?|ð[\u009fŸ]|ï»¿|\ufffd"
 )
@@ -217,7 +217,7 @@ def _wrapped(mark: str, text: str) -> str:
 
 
 def _as_json(row: dict[str, Any]) -> str:
-    """One row as a line of JSON, whatever it holds: dates and bytes as text, half characters escaped, else as its repr."""
+    """One row as a line of JSON, whatever it holds: dates and bytes as text, half characters escaped."""
     for as_repr in (False, True):
         try:
             record = repr(row["record"]) if as_repr else row["record"]

@@ -3,8 +3,9 @@
     for record in parse(DataFile("examples.csv", path)):
         record.value, record.line, record.issue
 
-Parsing itself is the standard library's (json, csv, gzip) and pyarrow's; here we choose the parser, keep the line numbers, and turn what
-cannot be parsed into a record with an `Issue` instead of an exception. Only JSON arrays and gzipped files are held in memory whole.
+Parsing itself is the standard library's (json, csv, gzip) and pyarrow's; here we choose the parser, keep the line
+numbers, and turn what cannot be parsed into a record with an `Issue` instead of an exception. Only JSON arrays and
+gzipped files are held in memory whole.
 """
 
 from __future__ import annotations
@@ -62,31 +63,32 @@ class DataFile:
         try:
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
             if size <= LARGEST:
-                with self.open() as stream:
-                    self.head = stream.read(HEAD)
+                with self.stream() as raw:
+                    self.head = raw.read(HEAD)
                     if self.head.startswith(b"\x1f\x8b"):
-                        stream.seek(0)
-                        self.content = gzip.GzipFile(fileobj=stream).read(LARGEST + 1)
+                        raw.seek(0)
+                        self.content = gzip.GzipFile(fileobj=raw).read(LARGEST + 1)
                         self.head, size = self.content[:HEAD], len(self.content)
         except Exception as error:  # no permission, a damaged archive: OSError, EOFError or zlib.error
-            raise DataError(f"{name} cannot be read ({first_line(error)}). Check it, or download it again.") from None
+            why = f"({first_line(error)}). Check its permissions, or download it again."
+            raise DataError(f"{name} cannot be read {why}") from None
         if size > LARGEST:
             raise DataError(f"{name} {TOO_LARGE}")
 
-    def open(self) -> BinaryIO:
+    def stream(self) -> BinaryIO:
         """The bytes."""
         return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
 
     def text(self, newline: str | None = None) -> TextIO:
-        """The decoded text. Bytes that do not fit the encoding become lone surrogates, so that only their row is lost."""
+        """The decoded text. Bytes that do not fit the encoding become lone surrogates, which cost only their row."""
         errors = "replace" if self.encoding.startswith("utf-16") else "surrogateescape"
-        return io.TextIOWrapper(self.open(), encoding=self.encoding, errors=errors, newline=newline)
+        return io.TextIOWrapper(self.stream(), encoding=self.encoding, errors=errors, newline=newline)
 
     @cached_property
     def encoding(self) -> str:
         """UTF-8 (with or without byte order mark), UTF-16, or Latin-1 in the variant that Windows writes.
 
-        Libraries that guess take short German text for Icelandic, and all of a file for Latin-1 because of one wrong byte.
+        charset_normalizer takes short German text for Icelandic, and a file for Latin-2 because of one wrong byte.
 
         Raises:
             DataError: the file is binary.
@@ -107,8 +109,8 @@ class DataFile:
         """UTF-8 unless most of what is not ASCII cannot be UTF-8: then one wrong byte does not garble a whole file."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         foreign = wrong = undefined = 0
-        with self.open() as stream:
-            while chunk := stream.read(CHUNK):
+        with self.stream() as raw:
+            while chunk := raw.read(CHUNK):
                 text = decoder.decode(chunk)
                 foreign += len(re.findall(r"[^\x00-\x7f]", text))
                 wrong += len(re.findall("[\udc80-\udcff]", text))  # how Python shows a byte that is no UTF-8
@@ -190,7 +192,7 @@ def values(file: DataFile) -> Iterator[Record]:
 
 
 def _values(text: str, name: str, array: bool) -> Iterator[Record]:
-    """JSON values that follow each other, with the line on which each begins; after a broken one, the rest as one record."""
+    """JSON values one after the other, with the line on which each begins; after a broken one, all the rest."""
     decoder, between = json.JSONDecoder(), BLANK + "," * array
     position = text.index("[") + 1 if array else 0
     line, counted = 1, 0
@@ -297,7 +299,7 @@ def parquet(file: DataFile) -> Iterator[Record]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        source = ParquetFile(file.open())
+        source = ParquetFile(file.stream())
         names = list(source.schema_arrow.names)
     except Exception as error:  # pyarrow may fail in many ways on a damaged file
         raise DataError(f"{file.name} is not readable as Parquet ({first_line(error)}). Download it again.") from None

@@ -25,8 +25,8 @@ def read(source: Any) -> Iterator[Record]:
     """Every record of a source, one after the other.
 
     Args:
-        source: path of a file or folder, id of a data set on the Hub ("owner/name"), DataFrame, `datasets.Dataset`, list
-            of dicts, or uploaded files as {name: bytes}.
+        source: path of a file or folder, id of a data set on the Hub ("owner/name"), DataFrame, `datasets.Dataset`,
+            list of dicts, or uploaded files as {name: bytes}.
 
     Raises:
         DataError: there is no such source, or nothing in it can be read.
@@ -93,8 +93,8 @@ def _is_data(file: Path) -> bool:
 def _from_hub(hub_id: str) -> list[tuple[str, Path]]:
     """The training files of a data set on the Hub, downloaded to its cache. Nothing that it contains is ever run.
 
-    Not by `datasets.load_dataset`: that guesses types (an answer "007" becomes the number 7), and refuses all of a data set
-    for one broken line.
+    Not by `datasets.load_dataset`: that guesses types (an answer "007" becomes the number 7), and refuses a whole data
+    set for one broken line.
     """
     from huggingface_hub import HfApi, hf_hub_download
 

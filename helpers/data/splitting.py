@@ -2,10 +2,11 @@
 
     training, validation = split(examples, validation_share=0.15, seed=42)
 
-Near duplicates are found without comparing every pair, by MinHash and locality-sensitive hashing. Two texts are near duplicates if they
-share at least 70 % of their word pairs (Jaccard similarity). Each text gets a signature of 128 numbers, of which the expected share
-that agrees with another text's equals their similarity; only texts that agree in all four numbers of one of 32 bands are compared.
-Of two texts at 70 %, that misses one in 6,000 pairs ((1 - 0.7^4)^32); at 90 %, none. Time and memory grow with the number of texts.
+Near duplicates are found without comparing every pair, by MinHash and locality-sensitive hashing. Two texts are near
+duplicates if they share at least 70 % of their word pairs (Jaccard similarity). Each text gets a signature of 128
+numbers, of which the expected share that agrees with another text's equals their similarity; only texts that agree in
+all four numbers of one of 32 bands are compared. At 70 %, that misses one pair in 6,000 ((1 - 0.7^4)^32); at 90 %, none.
+Time and memory grow with the number of texts.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ NOTHING: np.ndarray = np.empty(0, dtype=np.uint32)
 def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Dataset, Dataset]:
     """(training, validation): a seeded random split in which no question or answer of one part occurs in the other.
 
-    Examples stay together if they come from one conversation, or if their question or answer is equal (ignoring case, spaces
-    and punctuation) or nearly so. Only where that leaves too little to choose from, answers that many examples share may be on
-    both sides. 10 to 20 % is a usual share.
+    Examples stay together if they come from one conversation, or if their question or answer is equal (ignoring case,
+    spaces and punctuation) or nearly so. Only where that leaves too little to choose from, answers that many examples
+    share may be on both sides. 10 to 20 % is a usual share.
 
     Raises:
         DataError: all examples belong together.

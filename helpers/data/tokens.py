@@ -1,8 +1,8 @@
 """What the model will see: every example as tokens, which of them are trained, and whether an answer ever ends.
 
-    tokenize(examples, tokenizer)[0].ids, .labels                   # one example: token ids, and what is trained of them
-    with_tokens(examples, tokenizer, max_length=512)                # a data set with `input_ids` and `labels`, for SFTTrainer
-    show_tokens(examples[0], tokenizer)                             # trained and masked tokens, seen with your own eyes
+    tokenize(examples, tokenizer)[0].ids, .labels       # one example: token ids, and what is trained of them
+    with_tokens(examples, tokenizer, max_length=512)    # a data set with `input_ids` and `labels`, for SFTTrainer
+    show_tokens(examples[0], tokenizer)                 # trained and masked tokens, seen with your own eyes
 
 The check, `show_tokens`, training and evaluation all use these tokens, which are those that TRL would make itself.
 """
@@ -58,7 +58,7 @@ def tokenize(examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerB
 
 
 def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
-    """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these as they are."""
+    """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these."""
 
     def columns(example: dict[str, Any]) -> dict[str, list[int]]:
         tokens = _tokens(example, tokenizer)
@@ -113,7 +113,7 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model: a name from the menu, a local folder, or a Hub id. The bundled model's comes with its weights.
+    """The tokenizer of a model: a name from the menu, a folder, or a Hub id. The bundled model's comes with weights.
 
     Raises:
         DataError: there is no such model, it is gated, or no network.
@@ -187,13 +187,13 @@ class TokenCheck:
             )
         if self.same:
             return (
-                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their "
-                "text out. Delete tokenizer.chat_template and call ensure_chat_template(tokenizer)."
+                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves "
+                "their text out. Delete tokenizer.chat_template and call ensure_chat_template(tokenizer)."
             )
         if self.looked_at and not self.ended:
             return (
-                "No answer ends with a trained end token, so the model would never learn to stop. Raise max_length if all "
-                f"answers are cut; otherwise let the chat template write {self.tokenizer.eos_token} after each answer."
+                "No answer ends with a trained end token, so the model would never learn to stop. Raise max_length if "
+                f"all are cut; otherwise let the chat template write {self.tokenizer.eos_token} after each answer."
             )
         return ""
 
@@ -219,7 +219,7 @@ class TokenCheck:
 # ------------------------------------------------------------------------------------------------ tokens, drawn
 
 LONGEST_VIEW = 4000  # spans drawn; a browser gets slow beyond that
-# Trained tokens are underlined and tinted, masked ones pale, cut ones struck through, special ones framed: color is never the only
+# Trained tokens are underlined, masked ones pale, cut ones struck through, special ones framed: color is never the only
 # sign, and tints are transparent, so light and dark themes both work.
 STYLES = {
     "trained": "background:rgba(46,160,67,.28);border-bottom:2px solid rgb(46,160,67)",
@@ -240,7 +240,7 @@ class TokenSpan(NamedTuple):
     tokens: int = 1
 
     def html(self) -> str:
-        """The span for a page. Exported pages drop ordinary spaces after a line break, so indents become spaces that stay."""
+        """For a page. Exported pages drop ordinary spaces after a line break, so indents become spaces that stay."""
         indented = re.sub(r"(?<=\n) +| {2,}", lambda spaces: "\u00a0" * len(spaces[0]), self.text)
         text = html.escape(indented).replace("\n", "<span style='opacity:.6'>↵</span>\n") or "&#8709;"
         style = STYLES[self.state] + (f";{SPECIAL}" if self.special else "")
