@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from helpers.data.tokens import tokenize
 from helpers.files import atomic_write
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
 from helpers.models import Messages, free_memory, generate
@@ -258,24 +259,14 @@ def _answers(
     was_training = model.training
     model.eval()
     try:
-        for example in examples:
-            tokens, start = _tokens(tokenizer, example)
-            ids = torch.tensor(tokens[:max_length], device=model.device)
+        for example in tokenize(examples, tokenizer):
+            start = max(1, len(example.ids) - example.trained)  # the first token of a text is never predicted
+            ids = torch.tensor(example.ids[:max_length], device=model.device)
             count = max(0, len(ids) - start)
             logits = model(input_ids=ids[None], logits_to_keep=count + 1).logits[0]
             yield ids[start:], logits[-count - 1 : -1]
     finally:
         model.train(was_training)
-
-
-def _tokens(tokenizer: Tokenizer, example: dict[str, Any]) -> tuple[list[int], int]:
-    """(token ids, where the trained ones start). The first token of a text is never predicted, so it does not count."""
-    if "text" in example:
-        ids = tokenizer(example["text"])["input_ids"]
-        return (ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]), 1
-    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template([*example["prompt"], *example["completion"]], return_dict=True)["input_ids"]
-    return whole, len(prompt)
 
 
 @dataclass(frozen=True)

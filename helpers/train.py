@@ -24,6 +24,7 @@ from helpers import checkpoints
 from helpers.callbacks import CheckpointCallback, EarlyStopping, JsonlLogger, LossGuard, StopButton, TrainingStopped
 from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
+from helpers.data.tokens import with_tokens
 from helpers.guards import check_before_training, check_template
 from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
@@ -122,11 +123,12 @@ def build_trainer(
     arguments = sft_config(config, plan, output_dir, len(training))
     use_one_card(arguments)
     adapters = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    measured = validation.select(range(min(config.max_eval_samples, len(validation))))
     trainer = OOMSafeTrainer(
         model=model,
         args=arguments,
-        train_dataset=training,
-        eval_dataset=validation.select(range(min(config.max_eval_samples, len(validation)))),
+        train_dataset=with_tokens(training, tokenizer, plan.seq_len),
+        eval_dataset=with_tokens(measured, tokenizer, plan.seq_len),
         processing_class=tokenizer,
         full_logits=plan.loss_head == "full",
         **trainer_settings,

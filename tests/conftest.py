@@ -115,7 +115,8 @@ def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: An
     from datasets import Dataset
 
     from helpers.config import TrainConfig
-    from helpers.data import split, to_messages
+    from helpers.data import split
+    from helpers.data.convert import to_examples
     from helpers.hardware import GIB, Gpu
     from helpers.models import load_quantized
     from helpers.planner import make_plan
@@ -134,7 +135,7 @@ def make_job(tiny_model: Path, alpaca_rows: list[dict[str, str]], **settings: An
     config = TrainConfig(model=str(tiny_model), **(usual | settings))
     plan = make_plan(config, Gpu("CPU", "cpu", 16 * GIB, 12 * GIB))
     model, tokenizer = load_quantized(config, plan)
-    examples = Dataset.from_list([to_messages(row) for row in alpaca_rows])
+    examples = Dataset.from_list([to_examples(row)[1][0] for row in alpaca_rows])
     training, validation = split(examples, config.validation_share, config.seed)
     return {
         "config": config,

@@ -114,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         if method == "POST":
             return self.write(path, token, body)
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        parts = parts[parts[0] == "datasets" :]
+        if parts[:1] == ["api"]:  # api/models/owner/name or api/datasets/owner/name
             name, rest = "/".join(parts[2:4]), parts[4:]
         else:
             name, rest = "/".join(parts[:2]), parts[2:]

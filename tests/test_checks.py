@@ -12,7 +12,7 @@ import pytest
 from helpers.data import load_examples
 from helpers.data.__main__ import main
 from helpers.data.check import check_examples
-from helpers.data.issues import FAULTS, DataError
+from helpers.data.issues import ISSUE_TYPES, DataError
 
 
 def write(path, rows):
@@ -48,32 +48,25 @@ def test_the_broken_sample_shows_every_fault_at_its_line(broken, tokenizer):
     path, expected = broken
     report = check_examples(path, tokenizer, max_length=2000)
     assert found(report) == expected
-    missing = set(FAULTS) - {code for _, code in expected}
-    assert missing == {
-        "unreadable rest",
-        "template",
-        "cut",
-    }  # cannot occur in JSON lines, with this tokenizer, without truncate=True
+    missing = set(ISSUE_TYPES) - {code for _, code in expected}
+    # these cannot occur in JSON lines, with this tokenizer, without truncate=True
+    assert missing == {"unreadable rest", "template", "cut"}
     assert report.counts == {"input": 38, "kept": 22, "rejected": 16, "examples": 23}
     for line, code in expected:
-        assert FAULTS[code].name in words(report) and FAULTS[code].fix in words(report) and str(line) in words(report)
+        assert ISSUE_TYPES[code].name in words(report) and ISSUE_TYPES[code].fix in words(report)
+        assert str(line) in words(report)
     assert max(map(len, str(report).splitlines())) <= 110 + len(str(path)), "as wide as a notebook's page"
     assert all({"file", "line", "reason", "fix", "record"} <= row.keys() and row["reason"] for row in report.rejected)
 
 
-def test_without_a_tokenizer_the_report_says_what_was_skipped(broken):
+def test_the_report_is_plain_starts_with_the_counts_and_says_what_was_skipped(broken):
     report = check_examples(broken[0])
-    assert "tokens were not checked" in str(report) and found(report) == {
-        entry for entry in broken[1] if entry[1] not in ("too long", "nothing left")
-    }
-
-
-def test_the_report_is_plain_and_starts_with_the_counts(broken):
-    lines = str(check_examples(broken[0])).splitlines()
-    assert (
-        lines[0].endswith("38 rows read, 24 kept as 25 examples, 14 set aside") and lines[1] == "Training could start."
-    )
-    assert "hf_notARealKey" not in "\n".join(lines) and "odile.marsh" not in "\n".join(lines)  # reports get shared
+    assert found(report) == {entry for entry in broken[1] if entry[1] not in ("too long", "nothing left")}
+    text = str(report)
+    first, second, *_ = text.splitlines()
+    assert first.endswith("38 rows read, 24 kept as 25 examples, 14 set aside") and second == "Training could start."
+    assert "tokens were not checked" in text
+    assert "hf_notARealKey" not in text and "odile.marsh" not in text  # reports get shared
 
 
 def test_rejected_rows_are_saved_whole(broken, tmp_path):
@@ -115,11 +108,8 @@ def test_a_template_that_refuses_some_rows_costs_only_those(tmp_path, tokenizer)
         {"question": "e", "answer": "f"},
     ]
     report = check_examples(write(tmp_path / "a.jsonl", rows), strict)
-    assert (
-        report.counts["kept"] == 2
-        and "no system role" in report.rejected[0]["reason"]
-        and report.rejected[0]["line"] == 2
-    )
+    assert report.counts["kept"] == 2 and report.rejected[0]["line"] == 2
+    assert "no system role" in report.rejected[0]["reason"]
 
 
 def test_training_and_validation_files_are_compared(tmp_path):
@@ -136,24 +126,15 @@ def test_training_and_validation_files_are_compared(tmp_path):
     (tmp_path / "train.jsonl").rename(tmp_path / "both" / "train.jsonl")
     write(tmp_path / "both" / "validation.jsonl", held_out)
     report = check_examples(tmp_path / "both")
-    assert report.findings["leak"].count == 2 and report.counts == {
-        "input": 23,
-        "kept": 22,
-        "rejected": 1,
-        "examples": 22,
-    }
-    apart = check_examples(tmp_path / "both" / "train.jsonl", validation=tmp_path / "both" / "validation.jsonl")
-    assert apart.findings["leak"].count == 2 and apart.counts["input"] == 20
+    assert report.findings["leak"].count == 2
+    assert report.counts == {"input": 23, "kept": 22, "rejected": 1, "examples": 22}
 
 
 def test_mixed_forms_are_not_mixed(tmp_path):
     rows = [{"text": f"A text, number {n}."} for n in range(3)] + [{"question": "a", "answer": "b"}]
     report = check_examples(write(tmp_path / "a.jsonl", rows))
-    assert (
-        report.examples.column_names == ["text", "group"]
-        and report.counts["kept"] == 3
-        and "other form" in report.findings
-    )
+    assert report.examples.column_names == ["text", "group"] and report.counts["kept"] == 3
+    assert "other form" in report.findings
     assert "loss counts every token" in str(report)
 
 
@@ -201,18 +182,10 @@ def test_files_in_the_shape_of_well_known_projects_load_without_a_word(tmp_path)
     """Shapes of Alpaca, Dolly, OpenAI's fine-tuning files, ShareGPT, GSM8K and TRL, with text of our own."""
     import gzip
 
-    say = [
-        {"from": "system", "value": "Be brief."},
-        {"from": "human", "value": "Tide?"},
-        {"from": "gpt", "value": "At six."},
-        {"from": "human", "value": "And then?"},
-        {"from": "gpt", "value": "At noon."},
-    ]
-    chat = [
-        {"role": "system", "content": "You are terse."},
-        {"role": "user", "content": "Moon?"},
-        {"role": "assistant", "content": "Full."},
-    ]
+    turns = (("system", "Be brief."), ("human", "Tide?"), ("gpt", "At six."), ("human", "Then?"), ("gpt", "At noon."))
+    say = [{"from": role, "value": text} for role, text in turns]
+    turns = ("system", "You are terse."), ("user", "Moon?"), ("assistant", "Full.")
+    chat = [{"role": role, "content": text} for role, text in turns]
     files = {
         "alpaca_data.json": json.dumps(
             [
@@ -247,17 +220,8 @@ def sized(path, count):
 
     chosen = random.Random(count)
     words = ["".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=chosen.randint(2, 9))) for _ in range(8000)]
-    return write(
-        path,
-        (
-            {
-                "instruction": f"{n}: {' '.join(chosen.choices(words, k=25))}?",
-                "input": "",
-                "output": " ".join(chosen.choices(words, k=50)),
-            }
-            for n in range(count)
-        ),
-    )
+    text = lambda k: " ".join(chosen.choices(words, k=k))  # noqa: E731
+    return write(path, ({"instruction": f"{n}: {text(25)}?", "input": "", "output": text(50)} for n in range(count)))
 
 
 def test_ten_thousand_rows_take_ten_seconds_or_less(tmp_path, say):

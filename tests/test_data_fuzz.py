@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.data import split
 from helpers.data.check import check_examples
+from helpers.data.convert import ANSWER, QUESTION, SYSTEM, TURNS
 from helpers.data.issues import DataError
 
 CHARACTERS = st.characters(exclude_categories=())  # half characters too
@@ -19,40 +20,12 @@ TEXTS = st.text(CHARACTERS, max_size=30) | st.sampled_from(
     ["", " ", "\x00", "Ã©", "a@b.co", "[", "[{", "[[]]", "nan", "\ufeff", "1e999"]
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.binary(max_size=8)
-NAMES = (
-    st.sampled_from(
-        [
-            "instruction",
-            "input",
-            "output",
-            "question",
-            "answer",
-            "messages",
-            "conversations",
-            "text",
-            "role",
-            "content",
-            "from",
-            "value",
-            "system",
-            "history",
-            "prompt",
-            "completion",
-            "weight",
-            "split",
-        ]
-    )
-    | TEXTS
-)
+KNOWN = [*QUESTION, *ANSWER, *TURNS, *SYSTEM, "text", "history", "role", "content", "from", "value", "weight", "split"]
+NAMES = st.sampled_from(KNOWN) | TEXTS
 TURN = st.fixed_dictionaries(
     {},
-    optional={
-        "role": st.sampled_from(["system", "user", "assistant", "gpt", "x", None]) | LEAVES,
-        "content": LEAVES,
-        "from": LEAVES,
-        "value": LEAVES,
-        "weight": LEAVES,
-    },
+    optional={"role": st.sampled_from(["system", "user", "assistant", "gpt", "x", None]) | LEAVES}
+    | dict.fromkeys(("content", "from", "value", "weight"), LEAVES),
 )
 VALUES = st.recursive(
     LEAVES | st.lists(TURN, max_size=5),
@@ -151,6 +124,9 @@ def originals():
     }
 
 
+ACCIDENTS = [bytes([byte]) for byte in b'"\n{}[,\x00\xff\\\r'] + [b"null", b"\xef\xbb\xbf", b"\xed\xa0\x80"]
+
+
 def mutate(content, chosen):
     """One to four small accidents: bytes changed, cut out, put in, doubled, swapped, or the end lost."""
     data = bytearray(content)
@@ -162,23 +138,7 @@ def mutate(content, chosen):
         elif kind == 1:
             del data[at : at + length]
         elif kind == 2:
-            data[at:at] = chosen.choice(
-                [
-                    b'"',
-                    b"\n",
-                    b"{",
-                    b"}",
-                    b"[",
-                    b",",
-                    b"\x00",
-                    b"\xff",
-                    b"null",
-                    b"\\",
-                    b"\xef\xbb\xbf",
-                    b"\r",
-                    b"\xed\xa0\x80",
-                ]
-            )
+            data[at:at] = chosen.choice(ACCIDENTS)
         elif kind == 3:
             data[at:at] = data[at : at + length]
         elif kind == 4:

@@ -5,7 +5,7 @@ import random
 import re
 import time
 
-from helpers.data.splitting import SIMILAR, near_duplicates
+from helpers.data.splitting import SIMILAR, MinHashIndex
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("n", "st", "rl", "m", "p")]
 
@@ -13,6 +13,14 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("n", "st", "rl
 def make(count, words=40, seed=0):
     chosen = random.Random(seed)
     return [" ".join(chosen.choices(WORDS, k=words)) for _ in range(count)]
+
+
+def near_duplicates(texts):
+    """The groups of two or more."""
+    index = MinHashIndex()
+    for text in texts:
+        index.add(text)
+    return [group for group in index.groups().lists() if len(group) > 1]
 
 
 def similarity(one, other):

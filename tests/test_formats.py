@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.data.convert import texts_of, to_examples, used_columns
-from helpers.data.issues import FAULTS, Problem
+from helpers.data.issues import ISSUE_TYPES, Issue
 
 PAIR = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
@@ -14,18 +14,21 @@ def turns(*pairs):
 
 @pytest.mark.parametrize(
     ("question", "answer"),
-    [
-        ("instruction", "output"),
-        ("question", "answer"),
-        ("prompt", "completion"),
-        ("prompt", "response"),
-        ("query", "reply"),
-        ("input", "output"),
-        ("Question", "ANSWER"),
-        (" Prompt ", "Response"),
-        ("user", "assistant"),
-        ("problem", "solution"),
-    ],
+    zip(
+        ("instruction", "question", "prompt", "prompt", "query", "input", "Question", " Prompt ", "user", "problem"),
+        (
+            "output",
+            "answer",
+            "completion",
+            "response",
+            "reply",
+            "output",
+            "ANSWER",
+            "Response",
+            "assistant",
+            "solution",
+        ),
+    ),
 )
 def test_question_and_answer_columns(question, answer):
     assert to_examples({"id": 7, question: "Why?", answer: "Because."}) == (
@@ -59,13 +62,7 @@ def test_chats_in_every_dress(record):
 
 
 def test_context_system_prompt_and_history_come_before_the_question():
-    record = {
-        "system": "Be kind.",
-        "history": [["a", "b"]],
-        "instruction": "Ask",
-        "input": "Context",
-        "output": "Answer",
-    }
+    record = {"system": "Be kind.", "history": [["a", "b"]], "instruction": " Ask ", "input": "Context", "output": "x"}
     expected = turns(("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "Ask\n\nContext"))
     assert to_examples(record)[1][0]["prompt"] == expected
     dolly = {"instruction": "Ask", "context": "Context", "response": "Answer", "category": "qa"}
@@ -74,15 +71,8 @@ def test_context_system_prompt_and_history_come_before_the_question():
 
 
 def test_a_conversation_gives_one_example_for_each_answer():
-    talk = turns(
-        ("system", "s"),
-        ("user", "1"),
-        ("assistant", "one"),
-        ("user", "2"),
-        ("assistant", "two"),
-        ("user", "3"),
-        ("assistant", "three"),
-    )
+    said = ("1", "one", "2", "two", "3", "three")
+    talk = turns(("system", "s"), *zip(("user", "assistant") * 3, said))
     form, examples = to_examples({"messages": talk})
     assert form == "chat" and [example["completion"][0]["content"] for example in examples] == ["one", "two", "three"]
     assert all(example["prompt"] + example["completion"] == talk[: 3 + 2 * n] for n, example in enumerate(examples))
@@ -139,6 +129,6 @@ def test_plain_text_stays_exactly_as_it_is():
     ],
 )
 def test_what_cannot_be_used_gets_its_reason(record, code, reason):
-    problem = to_examples(record)
-    assert isinstance(problem, Problem) and problem.code == code and reason in problem.reason
-    assert FAULTS[code].rejects and FAULTS[code].fix.endswith(".")
+    issue = to_examples(record)
+    assert isinstance(issue, Issue) and issue.code == code and reason in issue.reason
+    assert ISSUE_TYPES[code].rejects and ISSUE_TYPES[code].fix.endswith(".")

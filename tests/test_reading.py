@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pyarrow as pa
@@ -16,9 +14,10 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-import helpers.data.read
+import helpers.data.parse
 from helpers.data.issues import DataError
-from helpers.data.read import choose_hub_files, is_held_out, read, upload
+from helpers.data.read import choose_hub_files, is_held_out, read
+from tests.fake_hub import FakeHub
 
 ROWS = [
     {"instruction": 'Say "hi", twice', "output": "hi,\nhi"},
@@ -106,12 +105,8 @@ def test_missing_values_of_a_dataframe_are_null():
 
 def test_lines_are_counted_as_an_editor_does(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n\n  \n{"text": "b"}\nbroken\n{"text": "c"}')
-    assert [(record.line, record.problem is None) for record in read(tmp_path / "a.jsonl")] == [
-        (2, True),
-        (5, True),
-        (6, False),
-        (7, True),
-    ]
+    found = [(record.line, record.issue is None) for record in read(tmp_path / "a.jsonl")]
+    assert found == [(2, True), (5, True), (6, False), (7, True)]
     (tmp_path / "a.json").write_text('[\n {"text": "a"},\n\n {"text":\n "b"},\n {"text": "c"}]')
     assert [record.line for record in read(tmp_path / "a.json")] == [2, 4, 6]
     (tmp_path / "a.csv").write_text('text,id\n"one\ntwo",1\n\nthree,2\n')
@@ -122,7 +117,7 @@ def test_what_follows_a_broken_row_is_still_read(tmp_path):
     cases = {
         "a.jsonl": ('{"text": "a"}\n{"text": \n{"text": "c"}\n', [True, False, True]),
         "b.jsonl": (
-            '{"text": "a"}\n' + '{"text": ' + "9" * 5000 + "}\n" + "[" * 100_000 + '\n{"text": "c"}\n',
+            f'{{"text": "a"}}\n{{"text": {"9" * 5000}}}\n{"[" * 100_000}\n{{"text": 1}}',
             [True, False, False, True],
         ),
         "c.json": ('[{"text": "a"}, {"text": "b"}, {"text" "c"}, {"text": "d"}]', [True, True, False]),
@@ -133,8 +128,8 @@ def test_what_follows_a_broken_row_is_still_read(tmp_path):
     }
     for name, (content, expected) in cases.items():
         (tmp_path / name).write_text(content)
-        assert [record.problem is None for record in read(tmp_path / name)] == expected, name
-    reasons = [record.problem.reason for name in cases for record in read(tmp_path / name) if record.problem]
+        assert [record.issue is None for record in read(tmp_path / name)] == expected, name
+    reasons = [record.issue.reason for name in cases for record in read(tmp_path / name) if record.issue]
     assert any("a quote opened in line 3 is never closed" in reason for reason in reasons)
     assert any("(line 2, column 9)" in reason for reason in reasons)
     assert any("3 fields, but the header has 2" in reason for reason in reasons)
@@ -164,20 +159,19 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.read.DataFile, "open", lambda self: pytest.fail("it was opened"))
-    with pytest.raises(DataError, match=r"big.jsonl has 2.0 GiB; the limit is 2 GiB"):
+    monkeypatch.setattr(helpers.data.parse.DataFile, "stream", lambda self: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match=r"big.jsonl has more than 2 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
-    monkeypatch.setattr(helpers.data.read, "LARGEST", 1_000_000)
-    with pytest.raises(DataError, match="unpacks to more than"):
+    monkeypatch.setattr(helpers.data.parse, "LARGEST", 1_000_000)
+    with pytest.raises(DataError, match=r"bomb.jsonl.gz has more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
 
-def test_sources_that_are_none(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "google.colab", None)  # not there, whatever another test has imported
+def test_sources_that_are_none(tmp_path):
     (tmp_path / "empty").mkdir()
     two = pd.DataFrame([[1, 2]], columns=["a", "a"])
     for source, message in [
@@ -190,8 +184,6 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
     ]:
         with pytest.raises(DataError, match=message):
             values(source)
-    with pytest.raises(DataError, match="Colab only"):
-        upload()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
@@ -203,86 +195,29 @@ def test_a_file_without_permission(tmp_path):
 
 
 def test_names_that_mark_held_out_parts():
-    assert is_held_out("data/validation-00000-of-00001.parquet") and is_held_out("my_val.jsonl") and is_held_out("test")
-    assert (
-        not is_held_out("contest.jsonl")
-        and not is_held_out("validation_folder/train.jsonl")
-        and not is_held_out("latest.csv")
-    )
-    assert choose_hub_files("a/b", ["data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet"]) == [
-        "data/train-0.parquet",
-        "data/train-1.parquet",
-    ]
+    assert all(map(is_held_out, ("data/validation-00000-of-00001.parquet", "my_val.jsonl", "test")))
+    assert not any(map(is_held_out, ("contest.jsonl", "validation_folder/train.jsonl", "latest.csv")))
+    train = ["data/train-0.parquet", "data/train-1.parquet"]
+    assert choose_hub_files("a/b", [*train, "data/test-0.parquet"]) == train
     with pytest.raises(DataError, match="several parts: main, socratic"):
         choose_hub_files("a/b", ["main/train.jsonl", "socratic/train.jsonl"])
     with pytest.raises(DataError, match="no JSON"):
         choose_hub_files("a/b", [])
 
 
-# ------------------------------------------------------------------------------------------------ the Hub, as a local server
-
-
-HUB = {
-    "train.jsonl": as_jsonl(ROWS).encode(),
-    "test.jsonl": b'{"text": "held out"}\n',
-    "script.py": b"raise SystemExit('never run')",
-}
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The two things a download asks: what is in the data set, and a file."""
-
-    def do_GET(self, body=True):
-        name = self.path.split("?")[0].split("/")[-1]
-        if self.path.startswith("/api/datasets/owner/letters"):
-            siblings = [{"rfilename": file, "size": len(content), "blobId": "0"} for file, content in HUB.items()]
-            self._send(
-                json.dumps({"id": "owner/letters", "sha": "c" * 40, "siblings": siblings, "tags": []}).encode(), body
-            )
-        elif self.path.startswith("/datasets/owner/letters/resolve/") and name in HUB:
-            self._send(HUB[name], body, {"ETag": '"' + "e" * 40 + '"', "X-Repo-Commit": "c" * 40})
-        else:
-            self.send_error(404)
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def _send(self, content, body, headers=None):
-        self.send_response(200)
-        for name, value in {
-            "Content-Length": str(len(content)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_data_set_on_the_hub(tmp_path, root):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files = {"train.jsonl": as_jsonl(ROWS).encode(), "test.jsonl": b'{"text": "held out"}\n'}
     code = (
         "from helpers.data.read import read\nfrom helpers.data.issues import DataError\n"
         "print(ascii([(r.value, r.file) for r in read('owner/letters')]))\n"
         "try: list(read('owner/nothing'))\nexcept DataError as error: print(error)"
     )
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120
-    )
-    server.shutdown()
+    with FakeHub() as hub:
+        hub.add("owner/letters", files | {"script.py": b"raise SystemExit('never run')"})
+        environment = os.environ | hub.environment(tmp_path) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+        assert hub.downloaded() == ["train.jsonl"]
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.strip().splitlines()
     assert eval(first) == [(row, "owner/letters/train.jsonl") for row in ROWS]

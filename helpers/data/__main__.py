@@ -10,31 +10,20 @@ import sys
 
 from helpers.data.check import check_examples
 from helpers.data.issues import DataError
+from helpers.data.tokens import load_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: prints the report; 0 only if training could start."""
     parser = argparse.ArgumentParser(prog="python -m helpers.data", description="Check a data set for fine-tuning.")
-    parser.add_argument(
-        "source", metavar="FILE", help="JSON, JSON lines, CSV, TSV, Parquet (also .gz), a folder, or a Hub id"
-    )
-    parser.add_argument(
-        "--model", help="also check the tokens of this model: a name from the menu, a folder or a Hub id"
-    )
-    parser.add_argument(
-        "--max-length", type=int, help="tokens of the longest example that will be trained (needs --model)"
-    )
-    parser.add_argument(
-        "--truncate", action="store_true", help="keep answers that are cut, instead of setting them aside"
-    )
+    parser.add_argument("source", metavar="FILE", help="JSON, CSV, TSV or Parquet (also .gz), a folder, or a Hub id")
+    parser.add_argument("--model", help="also check tokens: a name from the menu, a folder or a Hub id")
+    parser.add_argument("--max-length", type=int, help="tokens of the longest example to train (needs --model)")
+    parser.add_argument("--truncate", action="store_true", help="keep answers that are cut")
     parser.add_argument("--rejected", metavar="PATH", help="write the rows that were set aside to this file")
     chosen = parser.parse_args(arguments)
     try:
-        tokenizer = None
-        if chosen.model:
-            from helpers.data.tokens import load_tokenizer
-
-            tokenizer = load_tokenizer(chosen.model)
+        tokenizer = load_tokenizer(chosen.model) if chosen.model else None
         report = check_examples(chosen.source, tokenizer, chosen.max_length, chosen.truncate)
     except DataError as error:
         print(error)

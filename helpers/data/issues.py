@@ -1,126 +1,85 @@
-"""Everything that can be wrong with a row, in one table: what it is called, whether the row is set aside, and the fix.
+"""Everything that can be wrong with a row, in one table; what one text gives away; and the report of what was found.
 
-    FAULTS["echo"].fix
+    ISSUE_TYPES["echo"].fix
+    suspicions("Write to jo@example.org")       # {"private": "an e-mail address (jo@...)"}
+    print(check_examples("my_examples.csv"))    # a `Report`: counts first, then each finding with places and fix
 
-A row that cannot be used is set aside (`rejects`); the others are kept, and the report points at them.
-
-What is suspicious inside one text: garbled or invisible characters, private data, the language it is in.
-
-    suspicions("Write to jo@example.org")       # {"private": "e-mail address jo@..."}
-    language("Wie geht es dir und wo bist du?")  # "German"
-
-Patterns and word lists, no model: they point at lines to look at, and are wrong now and then.
+The patterns are regular expressions, no model: they point at lines to look at, and are wrong now and then.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import TextWrapper
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from helpers.data.tokens import TokenCheck
 
 
 class DataError(ValueError):
     """The data cannot be used. The message names the file, the place and the fix."""
 
 
-class Fault(NamedTuple):
-    """One kind of mistake."""
+class IssueType(NamedTuple):
+    """One kind of mistake. A row that has it is set aside (`rejects`), or kept and pointed at."""
 
     name: str
     fix: str
-    rejects: bool = True
+    rejects: bool
 
 
-class Problem(NamedTuple):
-    """One mistake in one row: the code of its `Fault`, and a sentence that says what is wrong here."""
+class Issue(NamedTuple):
+    """One mistake in one row: the code of its `IssueType`, and what is wrong here."""
 
     code: str
     reason: str
 
 
-FAULTS: dict[str, Fault] = {
-    # --- set aside: what the parser could not read
-    "broken line": Fault("broken lines", "Mend the line, or delete it: each row must be complete on its own."),
-    "unreadable rest": Fault(
-        "unreadable rest of a file", "Mend the file at this place, then check it again: nothing after it was read."
-    ),
-    "not an object": Fault(
-        "rows that are not objects", 'Write each row as one JSON object, {"instruction": ..., "output": ...}.'
-    ),
-    "broken characters": Fault(
-        "text that no encoding can hold", "Save the file as UTF-8 and delete the characters that do not show."
-    ),
-    # --- set aside: what a row lacks
-    "missing column": Fault(
-        "rows without a question or an answer column", "Name the question 'instruction' and the answer 'output'."
-    ),
-    "empty": Fault("empty fields", "Fill the field in, or delete the row."),
-    "wrong type": Fault("fields of a wrong type", 'Write the field as text: "42" in quotes, not 42, not a list.'),
-    "echo": Fault("answers that only repeat the question", "Write a real answer, or delete the row."),
-    "duplicate": Fault("exact duplicates", "Delete them: a row that occurs twice is learned twice."),
-    # --- set aside: conversations
-    "unknown role": Fault("unknown roles", "Use the roles system, user and assistant."),
-    "role order": Fault(
-        "roles in the wrong order", "At most one system message first; then user and assistant take turns, user first."
-    ),
-    "ends with user": Fault("conversations that end with the user", "Add the answer, or delete the last question."),
-    "no answer": Fault(
-        "conversations in which nothing is trained",
-        "Add an assistant message (of weight 1, where messages have weights).",
-    ),
-    "other form": Fault(
-        "plain text among questions and answers, or the reverse",
-        "Move them to a file of their own and train them apart.",
-    ),
-    # --- set aside: only a tokenizer can see these
-    "too long": Fault(
-        "answers longer than the sequence length",
-        "Raise max_length, or shorten them; truncate=True keeps them cut, without an end.",
-    ),
-    "nothing left": Fault(
-        "questions that fill the sequence length alone",
-        "Raise max_length, or shorten the question: no token of the answer is left.",
-    ),
-    "template": Fault(
-        "conversations that the model's chat template refuses", "Change them (often: no system message), or the model."
-    ),
-    # --- kept, worth a look
-    "cut": Fault(
-        "answers that will be cut",
-        "Raise max_length: a cut answer has no end token, so the model learns not to stop.",
-        False,
-    ),
-    "near duplicate": Fault(
-        "near duplicates", "Keep the better one of each group; the split keeps them together.", False
-    ),
-    "leak": Fault(
-        "validation examples that also stand in training",
-        "Delete them from one part: a score on known questions says nothing.",
-        False,
-    ),
-    "repeated answer": Fault(
-        "one answer repeated over many questions",
-        "Fine for labels; otherwise vary it, or the model learns to say only this.",
-        False,
-    ),
-    "mojibake": Fault(
-        "garbled characters (mojibake)", "Read the original in its true encoding and save it as UTF-8.", False
-    ),
-    "control characters": Fault(
-        "invisible control characters", "Delete them: the model would learn to write them.", False
-    ),
-    "private": Fault(
-        "what looks private (addresses, phone numbers, keys)",
-        "Replace it: a model can recite what it was trained on.",
-        False,
-    ),
-    "language": Fault(
-        "another language than most answers", "Keep it if you mean it; otherwise move it to a file of its own.", False
-    ),
+SET_ASIDE = {
+    # what the parser could not read
+    "broken line": ("broken lines", "Mend the line, or delete it: each row must be complete on its own."),
+    "unreadable rest": ("unreadable rest of a file", "Mend the file at this place: nothing after it was read."),
+    "not an object": ("rows that are not objects", 'Write each row as {"instruction": ..., "output": ...}.'),
+    "broken characters": ("text that no encoding can hold", "Save as UTF-8; delete the characters that do not show."),
+    # what a row lacks
+    "missing column": ("no question or answer column", "Name the question 'instruction' and the answer 'output'."),
+    "empty": ("empty fields", "Fill the field in, or delete the row."),
+    "wrong type": ("fields of a wrong type", 'Write the field as text: "42" in quotes, not 42, not a list.'),
+    "echo": ("answers that only repeat the question", "Write a real answer, or delete the row."),
+    "duplicate": ("exact duplicates", "Delete them: a row that occurs twice is learned twice."),
+    # conversations
+    "unknown role": ("unknown roles", "Use the roles system, user and assistant."),
+    "role order": ("roles in the wrong order", "One system message at most, first; then user and assistant in turns."),
+    "ends with user": ("conversations that end with the user", "Add the answer, or delete the last question."),
+    "no answer": ("nothing is trained", "Add an assistant message (of weight 1, where messages have weights)."),
+    "other form": ("plain text among chats, or the reverse", "Move them to a file of their own and train them apart."),
+    # only a tokenizer can see these
+    "too long": ("answers longer than max_length", "Raise max_length or shorten them; truncate=True keeps them, cut."),
+    "nothing left": ("questions that fill max_length alone", "Raise max_length, or shorten the question."),
+    "template": ("refused by the model's chat template", "Change them (often: no system message), or the model."),
 }
+WORTH_A_LOOK = {
+    "cut": ("answers that will be cut", "Raise max_length: without its end, an answer teaches not to stop."),
+    "near duplicate": ("near duplicates", "Keep the better one of each group; the split keeps them together."),
+    "leak": ("validation examples that stand in training", "Delete one: a score on known questions says nothing."),
+    "repeated answer": (
+        "one answer to many questions",
+        "Fine for labels; otherwise the model learns to say only this.",
+    ),
+    "mojibake": ("garbled characters (mojibake)", "Read the original in its true encoding and save it as UTF-8."),
+    "control characters": ("invisible control characters", "Delete them: the model would learn to write them."),
+    "private": ("private data (addresses, phones, keys)", "Replace it: a model can recite what it was trained on."),
+}
+ISSUE_TYPES = {code: IssueType(*words, rejects=True) for code, words in SET_ASIDE.items()}
+ISSUE_TYPES |= {code: IssueType(*words, rejects=False) for code, words in WORTH_A_LOOK.items()}
 
-
-# UTF-8 that was read as Latin-1 or Windows-1252 (é as Ã©, a quote as â€™, a mark as ï»¿), and the sign for "could not be decoded".
+# UTF-8 read as Latin-1 or Windows-1252 (é as Ã©, a quote as â€™, a mark as ï»¿), and the sign for "not decoded".
 MOJIBAKE = re.compile(
     "[ÃÂÐÑØÙ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â[€\u0080-\u009f][\u0080-\u00bf€œ™˜“”¦¢]?|ð[\u009fŸ]|ï»¿|\ufffd"
 )
@@ -135,57 +94,22 @@ PHONE = re.compile(
     r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5})(?![\w-])"  # 0171 5550 1234
 )
 KEY = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}|xox[abprs]-[\w-]{10,}"
-    r"|eyJ[\w-]{10,2000}\.[\w-]{10,2000}\.[\w-]+)|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+    r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}"
+    r"|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,2000}\.[\w-]{10,2000}\.[\w-]+)|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
     r"|(?i:\b(?:api[_ -]?key|password|secret)\b\s*[:=]\s*['\"]?[\w!#$%&*-]{8,})"
 )
-COMMON_WORDS = {
-    "English": "the and of to is that you it for with this are was not have your will can from they be",
-    "German": "der die das und ist nicht ich sie ein eine mit zu den auf für wir sich auch dem von es wie",
-    "French": "le la les et est des une que vous pas pour dans qui nous je sur avec ce il elle sont au",
-    "Spanish": "el los las y es que una por con para no se del su como más está pero lo muy un hay",
-    "Italian": "il che di è e non per una sono con del della le gli ma si come questo ho più un anche",
-    "Portuguese": "o os as e é que não uma para com do da em se por mais como você são um seu foi",
-    "Dutch": "de het een en van is niet dat ik je op te met voor zijn er maar ook wij hebben aan die",
-}
-LANGUAGES_OF = {
-    word: frozenset(name for name, words in COMMON_WORDS.items() if word in words.split())
-    for words in COMMON_WORDS.values()
-    for word in words.split()
-    if len(word) > 1  # in code, single letters are names
-}
-SCRIPTS = {
-    "CYRILLIC": "Cyrillic script",
-    "GREEK": "Greek",
-    "ARABIC": "Arabic script",
-    "HEBREW": "Hebrew",
-    "DEVANAGARI": "Devanagari script",
-    "THAI": "Thai",
-    "HANGUL": "Korean",
-    "HIRAGANA": "Japanese",
-    "KATAKANA": "Japanese",
-    "CJK": "Chinese characters",
-}
-LANGUAGE_SAMPLE = 600  # characters of a text that decide its language
-FEWEST_WORDS, CLEAR_LEAD = (
-    4,
-    2,
-)  # different common words needed to name a language, and how far ahead of the second it must be
+PRIVATE = {"an e-mail address": E_MAIL, "a phone number": PHONE, "a key or password": KEY}
 
 
 def suspicions(text: str) -> dict[str, str]:
-    """Code of a fault -> what was seen, for everything suspicious in a text. Empty for nearly all of them."""
+    """Code of an issue -> what was seen, for everything suspicious in a text. Empty for nearly all of them."""
     found = {}
     if not text.isascii() and (garbled := MOJIBAKE.search(text)):
-        found["mojibake"] = f"garbled characters {_around(text, garbled)}"
+        found["mojibake"] = f"garbled characters {text[max(0, garbled.start() - 8) : garbled.end() + 8]!r}"
     if control := CONTROL.search(text):
         found["control characters"] = f"an invisible character, U+{ord(control[0]):04X}"
-    for kind, pattern, needed in (
-        ("an e-mail address", E_MAIL, "@"),
-        ("a phone number", PHONE, ""),
-        ("a key or password", KEY, ""),
-    ):
-        if needed in text and (private := pattern.search(text)):
+    for kind, pattern in PRIVATE.items():
+        if (pattern is not E_MAIL or "@" in text) and (private := pattern.search(text)):
             found["private"] = f"{kind} ({private[0][:3]}...)"  # never the whole of it: reports get shared
     return found
 
@@ -195,25 +119,110 @@ def is_broken(text: str) -> bool:
     return not text.isascii() and SURROGATE.search(text) is not None
 
 
-def language(text: str) -> str | None:
-    """The language of a text by its most common words, or its script; None if that is not clear."""
-    text = text[:LANGUAGE_SAMPLE].lower()
-    if not text.isascii():
-        letters = [letter for letter in text if not letter.isascii() and letter.isalpha()]
-        names = [re.split("[ -]", unicodedata.name(letter, ""), maxsplit=1)[0] for letter in letters[:80]]
-        foreign = [SCRIPTS[name] for name in names if name in SCRIPTS]
-        if len(foreign) >= 4 and len(foreign) >= 0.3 * sum(map(str.isalpha, text)):
-            return "Japanese" if "Japanese" in foreign else max(set(foreign), key=foreign.count)
-    votes: dict[str, int] = {}
-    for word in set(re.findall(r"[^\W\d_]+", text)):
-        for name in LANGUAGES_OF.get(word, ()):
-            votes[name] = votes.get(name, 0) + 1
-    if not votes:
-        return None
-    ranked = sorted(votes.items(), key=lambda vote: -vote[1])
-    second = ranked[1][1] if len(ranked) > 1 else 0
-    return ranked[0][0] if ranked[0][1] >= FEWEST_WORDS and ranked[0][1] >= CLEAR_LEAD * second else None
+PLACES = 5  # places named for each finding
+PAGE = 104  # columns of a notebook's page
 
 
-def _around(text: str, match: re.Match[str]) -> str:
-    return repr(text[max(0, match.start() - 8) : match.end() + 8])
+class Place(NamedTuple):
+    """Where a row stands."""
+
+    file: str
+    line: int
+
+    def show(self, only_file: bool) -> str:
+        """The place, as short as it stays clear."""
+        return f"{self.line}" if only_file else f"{Path(self.file).name}:{self.line}"
+
+
+@dataclass
+class Finding:
+    """One kind of mistake: how often, where first, and what it looks like there."""
+
+    code: str
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+    detail: str = ""
+    of_one_row: bool = True
+    """Does `detail` describe the first row, and not all of them together?"""
+
+    def add(self, place: Place, detail: str = "") -> None:
+        """One more row that has it."""
+        self.count += 1
+        self.places = [*self.places, place][:PLACES]
+        self.detail = self.detail or detail
+
+    def show(self, only_file: bool) -> str:
+        """One line of the report."""
+        places = ", ".join(place.show(only_file) for place in self.places) + ", ..." * (self.count > PLACES)
+        where = ("line " if self.count == 1 else "lines ") * only_file + places
+        first = "first: " if self.count > 1 and self.of_one_row else ""
+        detail = f": {first}{self.detail}" if self.detail else ""
+        return f"{ISSUE_TYPES[self.code].name} ({where}){detail}. {ISSUE_TYPES[self.code].fix}"
+
+
+@dataclass(repr=False)
+class Report:
+    """Everything `check_examples` found out about a source."""
+
+    source: str
+    examples: Dataset
+    """Ready for TRL: `prompt` and `completion` messages, or `text`; and `group`, which examples of one row share."""
+    rejected: list[dict[str, Any]]
+    """Rows set aside: file, line, fault, reason, fix, record."""
+    counts: dict[str, int]
+    """input (records read) = kept + rejected; examples (one for each answer)."""
+    findings: dict[str, Finding]
+    notes: list[str]
+    tokens: TokenCheck | None
+    stop: str
+    """Why training could not start; empty if it could."""
+
+    @property
+    def ready(self) -> bool:
+        """Could training start with what is left?"""
+        return not self.stop
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """Findings about rows that were kept."""
+        return [finding for finding in self.findings.values() if not ISSUE_TYPES[finding.code].rejects]
+
+    def save_rejected(self, path: str | Path = "rejected.jsonl") -> Path:
+        """Write the rows that were set aside, each with its place, the reason and the fix, as JSON lines."""
+        path = Path(path)
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(_as_json(row) + "\n" for row in self.rejected)
+        return path
+
+    def __str__(self) -> str:
+        c = self.counts
+        several = f" as {c['examples']:,} examples" if c["examples"] != c["kept"] else ""
+        lines = [f"{self.source}: {c['input']:,} rows read, {c['kept']:,} kept{several}, {c['rejected']:,} set aside"]
+        lines.append("Training could start." if self.ready else f"Training cannot start: {self.stop}")
+        only_file = len({place.file for finding in self.findings.values() for place in finding.places}) < 2
+        found = sorted(self.findings.values(), key=lambda finding: -finding.count)
+        for title, rejects in (("Set aside", True), ("Kept, worth a look", False)):
+            shown = [finding for finding in found if ISSUE_TYPES[finding.code].rejects == rejects]
+            lines += ["", f"{title}:"] if shown else []
+            lines += [_wrapped(f"  {finding.count:>6,}  ", finding.show(only_file)) for finding in shown]
+        return "\n".join([*lines, "", *(_wrapped("  - ", note) for note in self.notes)])
+
+    __repr__ = __str__  # so that a cell may simply end with the report
+
+
+def _wrapped(mark: str, text: str) -> str:
+    """`mark` and `text`, on as many lines as that takes, the later ones indented under the first."""
+    wrapper = TextWrapper(PAGE, mark, " " * len(mark), break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text)
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    """One row as a line of JSON, whatever it holds: dates and bytes as text, half characters escaped."""
+    for as_repr in (False, True):
+        try:
+            record = repr(row["record"]) if as_repr else row["record"]
+            line = json.dumps(row | {"record": record}, ensure_ascii=False, default=str)
+            return json.dumps(json.loads(line)) if is_broken(line) else line
+        except (TypeError, ValueError, RecursionError):  # keys that are no text, a list that contains itself
+            continue
+    return json.dumps(row | {"record": None}, default=str)

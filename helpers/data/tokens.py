@@ -1,162 +1,32 @@
-"""What the tokens of a data set say: lengths, what is trained, what would be cut, and whether an answer ever ends.
+"""What the model will see: every example as tokens, which of them are trained, and whether an answer ever ends.
 
-    check = TokenCheck(tokenizer, max_length=512)
-    check.add(example, tokens, "line 3")
-    check.stop(), print(check)
+    tokenize(examples, tokenizer)[0].ids, .labels       # one example: token ids, and what is trained of them
+    with_tokens(examples, tokenizer, max_length=512)    # a data set with `input_ids` and `labels`, for SFTTrainer
+    show_tokens(examples[0], tokenizer)                 # trained and masked tokens, seen with your own eyes
 
-Filled by `helpers.data.tokens` (all at once) and by `helpers.data.check` (batch by batch).
-
-What the model will see: every example as tokens, which of them are trained, and whether an answer ever ends.
-
-    check = check_tokens(examples, tokenizer, max_length=512)     # stops where training would learn nothing, or never learn to stop
-    print(check)
-    show_tokens(examples[0], tokenizer)                            # trained and masked tokens, seen with your own eyes
-
-The tokens come from TRL's own preparation of the data, so what is checked and shown here is what `SFTTrainer` trains.
+The check, `show_tokens`, training and evaluation all use these tokens, which are those that TRL would make itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datasets import Dataset
-
 from helpers.data.issues import DataError
+from helpers.data.parse import first_line
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-    from helpers.data.token_view import TokenView
-
 
 MASKED = -100  # the label that the loss ignores
 END_WITHIN = 3  # the end token is looked for among the last trained tokens: some templates put a line break after it
-
-
-class Tokens(NamedTuple):
-    """One example as TRL trains it: the label of a token is its id, or `MASKED`."""
-
-    ids: list[int]
-    labels: list[int]
-
-    @property
-    def trained(self) -> int:
-        return len(self.labels) - self.labels.count(MASKED)
-
-
-def coverage(token_lengths: Sequence[int], max_length: int) -> float:
-    """Share of the examples that fit `max_length` whole."""
-    return sum(length <= max_length for length in token_lengths) / max(1, len(token_lengths))
-
-
-@dataclass
-class TokenCheck:
-    """What the tokens of a data set say. Fed batch by batch, asked at the end."""
-
-    tokenizer: Any
-    max_length: int | None = None
-    lengths: list[int] = field(default_factory=list)
-    """Tokens of every example that was read, also of those that do not fit."""
-    looked_at: int = 0
-    trained: int = 0
-    """Tokens that count in the loss, cut ones left out."""
-    ended: int = 0
-    """Examples whose end token is trained."""
-    masked: list[str] = field(default_factory=list)
-    """Places of examples without a single trained token."""
-    same: tuple[str, str] | None = None
-    """Places of two examples in a row that differ as text but not as tokens."""
-    other_end: str = ""
-    """What ends the answers, where it is not the tokenizer's end token."""
-    _previous: tuple[str, Any, list[int]] | None = None
-
-    def add(self, example: dict[str, Any], tokens: Tokens, place: str) -> None:
-        labels = tokens.labels[: self.max_length]
-        trained = [label for label in labels if label != MASKED]
-        self.looked_at += 1
-        self.trained += len(trained)
-        if not trained:
-            self.masked.append(place)
-        end = next((token for token in reversed(trained[-END_WITHIN:]) if self._ends(token)), None)
-        self.ended += end is not None
-        if end is not None and end != self.tokenizer.eos_token_id:
-            self.other_end = self.tokenizer.convert_ids_to_tokens(end)
-        text = [example.get(part) for part in ("prompt", "completion", "text")]
-        if self._previous and self._previous[2] == tokens.ids and self._previous[1] != text and self.same is None:
-            self.same = (self._previous[0], place)
-        self._previous = (place, text, tokens.ids)
-
-    def _ends(self, token: int) -> bool:
-        added = self.tokenizer.added_tokens_decoder
-        return token == self.tokenizer.eos_token_id or (token in added and added[token].special)
-
-    @property
-    def cut_tokens(self) -> int:
-        """Tokens beyond `max_length`, which would not be trained."""
-        return sum(max(0, length - self.max_length) for length in self.lengths) if self.max_length else 0
-
-    def stop(self) -> str | None:
-        """Why training must not start, in one sentence with the fix; None if it may."""
-        if not self.looked_at:
-            return None
-        if len(self.masked) == self.looked_at:
-            return (
-                "Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(examples[0], tokenizer) "
-                "that the chat template writes the answers at all."
-            )
-        if self.same:
-            return (
-                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves their text out. "
-                "Mend tokenizer.chat_template, or delete it and call ensure_chat_template(tokenizer)."
-            )
-        if not self.ended:
-            return (
-                f"No answer ends with a trained end token, so the model would never learn to stop. Let the chat template write "
-                f"{self.tokenizer.eos_token or 'the end token'} after each answer, and raise max_length if all answers are cut."
-            )
-        return None
-
-    def __str__(self) -> str:
-        ordered = sorted(self.lengths)
-        if not ordered:
-            return "No example to look at."
-        lines = [
-            f"tokens per example: half have up to {ordered[len(ordered) // 2]}, the longest has {ordered[-1]}; {self.trained:,} are trained"
-        ]
-        if self.max_length:
-            lines.append(
-                f"max_length {self.max_length} covers {coverage(ordered, self.max_length):.1%} of the examples"
-                + (f"; the others have {self.cut_tokens:,} tokens too many" if self.cut_tokens else "")
-            )
-        lines.append(f"the end token is trained in {self.ended:,} of {self.looked_at:,} examples")
-        if self.other_end:
-            lines.append(
-                f"answers end with {self.other_end}, the tokenizer's end token is {self.tokenizer.eos_token}: "
-                f"if the trained model does not stop, set tokenizer.eos_token = {self.other_end!r}"
-            )
-        if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
-            lines.append(
-                "padding uses the end token: harmless here, because TRL masks padding by position and keeps real end tokens"
-            )
-        return "\n".join(lines)
-
-
-__all__ = [
-    "MASKED",
-    "TokenCheck",
-    "Tokens",
-    "check_tokens",
-    "coverage",
-    "ensure_chat_template",
-    "lengths",
-    "load_tokenizer",
-    "show_tokens",
-    "tokenize",
-]
 PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end token after every answer
     "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
@@ -166,73 +36,65 @@ PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end toke
 )
 
 
-def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Every example as tokens and labels, by TRL's own code, before anything is cut.
+class Tokens(NamedTuple):
+    """One example as it is trained: the label of a token is its id, or `MASKED`."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained(self) -> int:
+        """How many tokens count in the loss."""
+        return len(self.labels) - self.labels.count(MASKED)
+
+
+def tokenize(examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Every example as tokens and labels, before anything is cut. Of a chat, only the completion is trained.
 
     Raises:
         DataError: the tokenizer has no chat template, or its template refuses an example.
     """
-    from trl import SFTTrainer
+    return [_tokens(example, tokenizer) for example in examples]
 
-    if not len(examples):
-        return []
-    if "prompt" in examples.column_names and not tokenizer.chat_template:
-        raise DataError(
-            "This tokenizer has no chat template, as base models do. Call ensure_chat_template(tokenizer) first, or choose an "
-            "-Instruct model."
-        )
-    settings = SimpleNamespace(
-        dataset_num_proc=None,
-        dataset_text_field="text",
-        assistant_only_loss=False,
-        max_length=None,
-        truncation_mode="keep_start",
-        shuffle_dataset=False,
-        packing=False,
-        seed=0,
-    )
-    trainer = SimpleNamespace(
-        _tokenizer=tokenizer, chat_template=None, completion_only_loss="prompt" in examples.column_names
-    )
-    columns = [name for name in ("prompt", "completion", "text") if name in examples.column_names]
+
+def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
+    """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these."""
+
+    def columns(example: dict[str, Any]) -> dict[str, list[int]]:
+        tokens = _tokens(example, tokenizer)
+        return {"input_ids": tokens.ids[:max_length], "labels": tokens.labels[:max_length]}
+
+    return examples.map(columns)
+
+
+def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    if example.get("prompt") is None:
+        text, end = example["text"], tokenizer.eos_token or ""
+        ids = tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+        return Tokens(ids, list(ids))
+    if not tokenizer.chat_template:
+        fix = "Call ensure_chat_template(tokenizer) first, or choose an -Instruct model."
+        raise DataError(f"This tokenizer has no chat template, as base models do. {fix}")
+    prompt, whole = example["prompt"], example["prompt"] + example["completion"]
     try:
-        prepared = SFTTrainer._prepare_dataset(
-            trainer, examples.select_columns(columns), tokenizer, settings, False, None, "checked"
-        )
+        asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
     except Exception as error:  # a chat template is a small program of the model's: it may raise what it likes
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"The model's chat template refuses an example ({said:.200}). Change the example, or choose another model."
-        ) from error
-    prepared = prepared.with_format(None)
-    return [Tokens(list(ids), list(labels)) for ids, labels in zip(prepared["input_ids"], prepared["labels"])]
+        raise DataError(f"The model's chat template refuses an example ({first_line(error)}). Change it.") from error
+    masked = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, ids)))
+    if masked < len(asked):
+        warnings.warn("The chat template writes the end of a question differently once it is answered.", stacklevel=2)
+    return Tokens(ids, [MASKED] * masked + ids[masked:])
 
 
-def lengths(examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def lengths(examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of each example, prompt and answer together."""
     return [len(tokens.ids) for tokens in tokenize(examples, tokenizer)]
 
 
-def check_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> TokenCheck:
-    """Look at every example as tokens.
-
-    Raises:
-        DataError: an example has no trained token, no answer ends, or two in a row get identical tokens.
-    """
-    check = TokenCheck(tokenizer, max_length)
-    for start in range(0, len(examples), 1000):
-        part = examples.select(range(start, min(start + 1000, len(examples))))
-        for number, (example, tokens) in enumerate(zip(part, tokenize(part, tokenizer)), start=start + 1):
-            check.lengths.append(len(tokens.ids))
-            check.add(example, tokens, f"example {number}")
-    if problem := check.stop():
-        raise DataError(problem)
-    if check.masked:
-        raise DataError(
-            f"{check.masked[0]} has no trained token (and {len(check.masked) - 1} more). Its question fills max_length alone, "
-            "or the chat template leaves its answer out: load_examples sets such rows aside."
-        )
-    return check
+def coverage(token_lengths: Sequence[int], max_length: int) -> float:
+    """Share of the examples that fit `max_length` whole."""
+    return sum(length <= max_length for length in token_lengths) / max(1, len(token_lengths))
 
 
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -244,32 +106,14 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer.chat_template:
         return False
     if not tokenizer.eos_token:
-        raise DataError(
-            "This tokenizer has no end token, so no answer could end. Set tokenizer.eos_token to one of its special tokens."
-        )
+        raise DataError("This tokenizer has no end token. Set tokenizer.eos_token to one of its special tokens.")
     starts = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + PLAIN_TEMPLATE
     return True
 
 
-def show_tokens(
-    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-) -> TokenView:
-    """One example with its trained and masked tokens told apart: colored in a notebook, in brackets where it is printed.
-
-    Args:
-        example: prompt and completion messages, or {"text": ...}; an example of the loaded data.
-        max_length: also shows which tokens would be cut.
-    """
-    from helpers.data.token_view import TokenView, pieces
-
-    kept = {name: example[name] for name in ("prompt", "completion", "text") if example.get(name) is not None}
-    tokens = tokenize(Dataset.from_list([kept]), tokenizer)[0]
-    return TokenView(pieces(tokens.ids, [label != MASKED for label in tokens.labels], tokenizer, max_length))
-
-
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model: a name from the menu, a local folder, or a Hub id. Only for the bundled model, this fetches the weights too.
+    """The tokenizer of a model: a name from the menu, a folder, or a Hub id. The bundled model's comes with weights.
 
     Raises:
         DataError: there is no such model, it is gated, or no network.
@@ -284,16 +128,184 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     model = resolve(name)
     try:
-        if model == BUNDLED_MODEL:
-            model = fetch_weights(model)
+        model = fetch_weights(model) if model == BUNDLED_MODEL else model
         in_folder = Path(model).is_dir()
-        return AutoTokenizer.from_pretrained(
-            Path(model) if in_folder else model, local_files_only=in_folder or not hub_reachable()
-        )
+        only_local = in_folder or not hub_reachable()
+        return AutoTokenizer.from_pretrained(Path(model) if in_folder else model, local_files_only=only_local)
     except Exception as error:  # no network, no such model, gated: each fails in its own way
         if isinstance(error.__cause__, GatedRepoError):
             raise DataError(how_to_open(model)) from None
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"No tokenizer for {name!r} ({why:.200}). Check the name and the network, or give a local folder."
-        ) from None
+        raise DataError(f"No tokenizer for {name!r} ({first_line(error)}). Check the name and the network.") from None
+
+
+@dataclass
+class TokenCheck:
+    """What the tokens of a data set say. Fed example by example, asked at the end."""
+
+    tokenizer: Any
+    max_length: int | None = None
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of every example that was read, also of those that do not fit."""
+    looked_at: int = 0
+    trained: int = 0
+    """Tokens that count in the loss, cut ones left out."""
+    ended: int = 0
+    """Examples whose end token is trained."""
+    masked: int = 0
+    """Examples without a single trained token."""
+    same: tuple[str, str] | None = None
+    """Places of two examples in a row that differ as text but not as tokens."""
+    other_end: str = ""
+    """What ends the answers, where it is not the tokenizer's end token."""
+    _previous: tuple[str, Any, list[int]] = ("", None, [])
+
+    def add(self, example: dict[str, Any], tokens: Tokens, place: str) -> None:
+        """One example that will be trained."""
+        trained = [label for label in tokens.labels[: self.max_length] if label != MASKED]
+        self.looked_at += 1
+        self.trained += len(trained)
+        self.masked += not trained
+        end = next((token for token in reversed(trained[-END_WITHIN:]) if self._ends(token)), None)
+        self.ended += end is not None
+        if end is not None and end != self.tokenizer.eos_token_id:
+            self.other_end = self.tokenizer.convert_ids_to_tokens(end)
+        text = [example.get(part) for part in ("prompt", "completion", "text")]
+        place_before, text_before, ids_before = self._previous
+        if ids_before == tokens.ids and text_before != text:
+            self.same = self.same or (place_before, place)
+        self._previous = (place, text, tokens.ids)
+
+    def _ends(self, token: int) -> bool:
+        added = self.tokenizer.added_tokens_decoder
+        return token == self.tokenizer.eos_token_id or (token in added and added[token].special)
+
+    def stop(self) -> str:
+        """Why training must not start, with the fix; empty if it may."""
+        if self.looked_at and self.masked == self.looked_at:
+            return (
+                "Every label is masked, so nothing would be learned. Raise max_length, or check with show_tokens(...)."
+            )
+        if self.same:
+            return (
+                f"{self.same[0]} and {self.same[1]} differ as text but get identical tokens: the chat template leaves "
+                "their text out. Delete tokenizer.chat_template and call ensure_chat_template(tokenizer)."
+            )
+        if self.looked_at and not self.ended:
+            return (
+                "No answer ends with a trained end token, so the model would never learn to stop. Raise max_length if "
+                f"all are cut; otherwise let the chat template write {self.tokenizer.eos_token} after each answer."
+            )
+        return ""
+
+    def __str__(self) -> str:
+        if not self.lengths:
+            return "No example to look at."
+        half, longest, end = sorted(self.lengths)[len(self.lengths) // 2], max(self.lengths), self.tokenizer.eos_token
+        lines = [f"tokens per example: half have up to {half}, the longest has {longest}; {self.trained:,} are trained"]
+        if self.max_length:
+            too_many = sum(max(0, length - self.max_length) for length in self.lengths)
+            covered = f"covers {coverage(self.lengths, self.max_length):.1%} of the examples"
+            others = f"; the others have {too_many:,} tokens too many" if too_many else ""
+            lines.append(f"max_length {self.max_length} {covered}{others}")
+        lines.append(f"the end token is trained in {self.ended:,} of {self.looked_at:,} examples")
+        if self.other_end:
+            fix = f"if the trained model does not stop, set tokenizer.eos_token = {self.other_end!r}"
+            lines.append(f"answers end with {self.other_end}, the tokenizer's end token is {end}: {fix}")
+        if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
+            lines.append("padding uses the end token: harmless here, as TRL masks padding by position")
+        return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ tokens, drawn
+
+LONGEST_VIEW = 4000  # spans drawn; a browser gets slow beyond that
+# Trained tokens are underlined, masked ones pale, cut ones struck through, special ones framed: color is never the only
+# sign, and tints are transparent, so light and dark themes both work.
+STYLES = {
+    "trained": "background:rgba(46,160,67,.28);border-bottom:2px solid rgb(46,160,67)",
+    "masked": "opacity:.72;border-bottom:1px dotted rgba(128,128,128,.9)",
+    "cut": "background:rgba(228,87,86,.20);text-decoration:line-through",
+}
+SPECIAL = "border:1px solid rgba(128,128,128,.9);border-radius:3px;padding:0 2px;font-size:90%"
+LEGEND = {"trained": "counts in the loss", "masked": "read, not learned", "cut": "beyond max_length, never seen"}
+BRACKETS = {"trained": ("[[", "]]"), "masked": ("", ""), "cut": ("{{", "}}")}
+
+
+class TokenSpan(NamedTuple):
+    """One token, or the few that make up one character."""
+
+    text: str
+    state: str
+    special: bool
+    tokens: int = 1
+
+    def html(self) -> str:
+        """For a page. Exported pages drop ordinary spaces after a line break, so indents become spaces that stay."""
+        indented = re.sub(r"(?<=\n) +| {2,}", lambda spaces: "\u00a0" * len(spaces[0]), self.text)
+        text = html.escape(indented).replace("\n", "<span style='opacity:.6'>↵</span>\n") or "&#8709;"
+        style = STYLES[self.state] + (f";{SPECIAL}" if self.special else "")
+        return f"<span style='{style}' title='{self.state}'>{text}</span>"
+
+
+@dataclass(repr=False)
+class TokenView:
+    """What `show_tokens` returns: colored in a notebook, in brackets where it is printed."""
+
+    spans: list[TokenSpan]
+
+    def count(self, state: str) -> int:
+        """Tokens that are "trained", "masked" or "cut"."""
+        return sum(span.tokens for span in self.spans if span.state == state)
+
+    @property
+    def summary(self) -> str:
+        """The counts in words."""
+        counts = [f"{self.count(state)} {state}" for state in STYLES if self.count(state) or state != "cut"]
+        whole = "" if self.count("masked") else "; plain text: the loss counts every token"
+        return f"{sum(span.tokens for span in self.spans)} tokens: {', '.join(counts)}{whole}"
+
+    def __str__(self) -> str:
+        parts = []
+        for state, spans in groupby(self.spans, key=lambda span: span.state):
+            before, after = BRACKETS[state]
+            parts.append(before + "".join(span.text for span in spans) + after)
+        return f"{self.summary}  ([[trained]], masked{', {{cut}}' if self.count('cut') else ''})\n{''.join(parts)}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        body = "".join(span.html() for span in self.spans[:LONGEST_VIEW])
+        if len(self.spans) > LONGEST_VIEW:
+            body += f" ... and {len(self.spans) - LONGEST_VIEW} more"
+        legend = f"<span style='{SPECIAL}'>special token</span>"
+        for state, meaning in LEGEND.items():
+            legend += f" &nbsp; <span style='{STYLES[state]}'>{state}: {meaning}</span>" if self.count(state) else ""
+        style = "font-family:monospace;white-space:pre-wrap;line-height:1.9;overflow-wrap:anywhere"
+        title = f"<p><b>{html.escape(self.summary)}</b><br>{legend}</p>"
+        return f"<div style='font-size:13px'>{title}<div style='{style}'>{body}</div></div>"
+
+
+def show_tokens(
+    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> TokenView:
+    """One example with its trained and masked tokens told apart.
+
+    Args:
+        example: prompt and completion messages, or {"text": ...}; an example of the loaded data.
+        max_length: also shows which tokens would be cut.
+    """
+    tokens = _tokens(example, tokenizer)
+    states = ["masked" if label == MASKED else "trained" for label in tokens.labels[:max_length]]
+    states += ["cut"] * (len(tokens.ids) - len(states))
+    spans, waiting = [], []
+    for token, state, following in zip(tokens.ids, states, [*states[1:], ""]):
+        waiting.append(token)
+        text = tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if "\ufffd" in text and len(waiting) < 4 and following == state:
+            continue  # only part of a character: the next token may make it whole
+        if tokenizer.convert_ids_to_tokens(token).startswith("\u2581") and not text.startswith(" "):
+            text = " " + text  # SentencePiece drops the space before a token that stands alone
+        special = len(waiting) == 1 and token in tokenizer.added_tokens_decoder
+        spans.append(TokenSpan(text, state, special, len(waiting)))
+        waiting = []
+    return TokenView(spans)

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from helpers.panel.controls import Menu, explain, picture
 
 if TYPE_CHECKING:
-    from helpers.data.report import Report
+    from helpers.data import Report
 
 SAMPLES, UPLOADS = Path("data_samples"), Path("runs/uploads")
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 
 from helpers.callbacks import TrainingStopped
 from helpers.config import TrainConfig
+from helpers.data.tokens import tokenize
 from helpers.diagnosis import diagnose
 from helpers.live import has_notebook
 from helpers.metrics import bootstrap_interval
@@ -233,17 +234,18 @@ def loss_by_part(
     fixed, other = [], []
     try:
         for example in examples:
-            before = tokenizer.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(example["prompt"] + example["completion"], tokenize=False)
+            places = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             answer = example["completion"][-1]["content"]
-            encoded = tokenizer(before + answer, add_special_tokens=False, return_offsets_mapping=True)
-            ids = torch.tensor(encoded["input_ids"], device=model.device)
+            first = whole.rindex(answer)
+            ids = torch.tensor(tokenize([example], tokenizer)[0].ids, device=model.device)
             losses = cross_entropy(
                 model(input_ids=ids[None]).logits[0, :-1].float(), ids[1:], reduction="none"
             ).tolist()
             parts = spans(answer, phrases)
-            for loss, (start, end) in zip(losses, encoded["offset_mapping"][1:]):
-                if start >= len(before):
-                    inside = any(first < end - len(before) and start - len(before) < last for first, last in parts)
+            for loss, (start, end) in zip(losses, places[1:]):
+                if first <= start < first + len(answer):
+                    inside = any(since < end - first and start - first < until for since, until in parts)
                     (fixed if inside else other).append(loss)
     finally:
         model.train(was_training)

@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from helpers.compat import get_checkpointing
 from helpers.config import TrainConfig
-from helpers.data import to_messages
+from helpers.data.convert import to_examples
 from helpers.hardware import KNOWN_GPUS
 from helpers.models import attach_lora, load_quantized
 from helpers.planner import make_plan
@@ -210,7 +210,7 @@ def in_dtype(job, rounded_model, monkeypatch):
         {"instruction": f"Say {n}.", "output": "Yes." if n % 2 else "No, not today, and not tomorrow either."}
         for n in range(8)
     ]
-    letters = Dataset.from_list([to_messages(row) for row in rows])
+    letters = Dataset.from_list([to_examples(row)[1][0] for row in rows])
 
     def prepare(stem: str, dtype: str, **names: Any) -> Lesson:
         plan = replace(job["plan"], dtype=dtype, model=str(rounded_model))
