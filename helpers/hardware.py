@@ -70,14 +70,15 @@ class Gpu:
         """Is this a card of the Ampere generation, or of a newer one?"""
         return self.capability is not None and self.capability >= AMPERE
 
-    def __str__(self) -> str:
-        what = {"cuda": "free of", "mps": "shared memory free of", "cpu": "RAM free of"}[self.kind]
-        capability = f", {self.capability_in_words()}" if self.capability else ""
-        return f"{self.name}: {self.free_bytes / GIB:.1f} GiB {what} {self.total_bytes / GIB:.1f} GiB{capability}"
-
-    def capability_in_words(self) -> str:
+    @property
+    def version(self) -> str:
         """Such as "compute capability 7.5"."""
         return "compute capability " + ".".join(map(str, self.capability or ()))
+
+    def __str__(self) -> str:
+        memory = {"cuda": "", "mps": "shared memory ", "cpu": "RAM "}[self.kind]
+        size = f"{self.free_bytes / GIB:.1f} GiB {memory}free of {self.total_bytes / GIB:.1f} GiB"
+        return f"{self.name}: {size}" + (f", {self.version}" if self.capability else "")
 
 
 # ------------------------------------------------------------------------------------------------ cards to plan for
@@ -96,9 +97,7 @@ def _card(row: dict[str, str]) -> Gpu:
 
 
 KNOWN_GPUS = {card: _card(row) for card, row in _ROWS.items()}
-DATA_SHEETS = {
-    card: (int(row["teraflops"]), int(row["gigabytes_per_second"])) for card, row in _ROWS.items() if row["teraflops"]
-}
+DATA_SHEETS = {card: (int(row["teraflops"]), int(row["gb_per_s"])) for card, row in _ROWS.items() if row["teraflops"]}
 T4_FACTOR = 2.03  # fitted on 41 recorded T4 steps: `python -m benchmarks.memory_accuracy --speed`
 
 
@@ -139,20 +138,18 @@ _loaded: weakref.ref[Any] | None = None
 
 def count_as_free(model: Any) -> None:
     """Have `detect_gpu` count this model's memory as free: it is what will be trained, or it makes room for what will be."""
-    global _loaded
+    global _loaded  # weakly, so that a model which is gone is not counted
     _loaded = weakref.ref(model)
 
 
 def _bytes_of_loaded(device: str) -> int:
     """Bytes that the model of `count_as_free` holds on "cuda" or "cpu", with its gradients and the scales of its 4-bit weights."""
-    model = _loaded() if _loaded is not None else None
-    parts = []
+    model, parts = _loaded() if _loaded else None, []
     for tensor in [*model.parameters(), *model.buffers()] if model is not None else ():
         state = getattr(tensor, "quant_state", None)
-        scales = [
-            getattr(at, name, None) for at in (state, getattr(state, "state2", None)) for name in ("absmax", "code")
-        ]
-        parts += [tensor, tensor.grad, getattr(state, "offset", None), *scales]
+        parts += [tensor, tensor.grad, getattr(state, "offset", None)]
+        for scales in (state, getattr(state, "state2", None)):  # with double quantization, the scales have scales
+            parts += [getattr(scales, "absmax", None), getattr(scales, "code", None)]
     storages = [part.untyped_storage() for part in parts if part is not None and part.device.type == device]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # shared ones count once
 
@@ -203,14 +200,11 @@ def compute_dtype(gpu: Gpu, model_type: str = "") -> tuple[str, str]:
     if gpu.kind != "cuda":
         return "float32", "fp32, because 16-bit arithmetic is slow or missing without a CUDA card"
     if gpu.is_ampere:
-        return (
-            "bfloat16",
-            f"bf16, because {gpu.capability_in_words()} calculates it in hardware and it cannot overflow like fp16",
-        )
+        return "bfloat16", f"bf16, because {gpu.version} calculates it in hardware and it cannot overflow like fp16"
+    no_bf16 = f"{gpu.name} ({gpu.version}) has no bf16"
     if model_type.startswith(OVERFLOW_FP16):
-        why = f"{model_type} overflows fp16, and {gpu.name} ({gpu.capability_in_words()}) has no bf16"
-        return "float32", f"fp32, because {why}: slow; prefer another model"
-    return "float16", f"fp16, because {gpu.name} ({gpu.capability_in_words()}) has no bf16 in hardware"
+        return "float32", f"fp32, because {model_type} overflows fp16, and {no_bf16}: slow; prefer another model"
+    return "float16", f"fp16, because {no_bf16} in hardware"
 
 
 def attention(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
@@ -222,11 +216,9 @@ def attention(gpu: Gpu, shape: ModelShape | None = None) -> tuple[str, str]:
         return "math", "PyTorch's own attention on this device"
     if gpu.is_ampere and gpu.flash:
         return "flash", "flash attention inside PyTorch, for compute capability 8.0 and newer"
-    missing = (
-        "PyTorch for Windows has no flash attention"
-        if gpu.is_ampere
-        else "flash attention needs compute capability 8.0"
-    )
+    missing = "flash attention needs compute capability 8.0"
+    if gpu.is_ampere:
+        missing = "PyTorch for Windows has no flash attention"
     repeated = "shared keys and values are repeated, because PyTorch would else fall back to its slow math kernel"
     return "efficient", f"memory-efficient attention, because {missing}; {repeated}"
 

@@ -52,11 +52,17 @@ class Plan:
     @property
     def peak_bytes(self) -> int | None:
         """What the card has to give: reserved by the dry run plus the CUDA context if it is still to come, or the formula's total."""
-        if self.measured is not None:
-            # The dry run is of one card; what several need besides is in the formula's parts.
-            context = 0 if self.gpu.has_context else CUDA_CONTEXT
-            return self.measured.reserved + context + sum(self.memory.parts.get(name, 0) for name in FOR_MANY_GPUS)
-        return self.memory.total_bytes if self.memory else None
+        if self.measured is None:
+            return self.memory.total_bytes if self.memory else None
+        # The dry run is of one card; what several need besides is in the formula's parts.
+        parts = self.memory.parts if self.memory else {}
+        context = 0 if self.gpu.has_context else CUDA_CONTEXT
+        return self.measured.reserved + context + sum(parts.get(name, 0) for name in FOR_MANY_GPUS)
+
+    @property
+    def fits(self) -> bool:
+        """Does the card have room for the peak?"""
+        return (self.peak_bytes or 0) <= self.budget
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -97,16 +103,15 @@ def lengths(longest: int) -> Iterator[int]:
 
 def with_memory(config: TrainConfig, plan: Plan, shape: ModelShape) -> Plan:
     """`plan` with the formula's estimate, and with a smaller loss tile where the loss head's temporaries would be the peak."""
-    plan = replace(plan, memory=estimate_of(config, plan, shape))
-    if plan.gpu.kind == "cuda" and plan.loss_head == "torch" and plan.memory.peak_moment == "computing the loss":
+    memory = estimate_of(config, plan, shape)
+    if plan.gpu.kind == "cuda" and plan.loss_head == "torch" and memory.peak_moment == "computing the loss":
         plan = replace(plan, loss_tile=SMALL_TILE)
-        plan = replace(plan, memory=estimate_of(config, plan, shape))
-    return plan
+        memory = estimate_of(config, plan, shape)
+    return replace(plan, memory=memory)
 
 
 def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEstimate:
     """The formula's answer for this plan."""
-    on_gpu = plan.gpu.kind == "cuda"
     return estimate(
         shape,
         plan.micro_batch,
@@ -121,7 +126,7 @@ def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEst
         loss_head=plan.loss_head,
         loss_tile=plan.loss_tile,
         offload=plan.offload,
-        on_gpu=on_gpu,
+        on_gpu=plan.gpu.kind == "cuda",
         context=not plan.gpu.has_context,
         gpus=plan.gpus,
         sharded=plan.sharded,
@@ -157,36 +162,31 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
 # ------------------------------------------------------------------------------------------------ a plan in words
 
 
-def explain(config: TrainConfig, plan: Plan, wanted: Plan, shape: ModelShape) -> list[str]:
+def explain(config: TrainConfig, plan: Plan, wanted: Plan, shape: ModelShape) -> Iterator[str]:
     """Each choice with its reason. `wanted` is the plan before the search made examples or loss tiles smaller."""
     cards, each, unsent = "", "", ""
     if plan.gpus > 1:
         cards, each, unsent = f" x {plan.gpus} GPUs", " on each GPU", ", without what the GPUs send each other"
     slow = "" if plan.gpu.kind == "cuda" else "; a larger micro-batch is no faster without a GPU"
     batch = f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation{cards}"
-    lines = [
-        f"{batch} = {config.effective_batch_size} examples per step{slow}",
-        _why_checkpointing(config, plan, shape),
-    ]
+    yield f"{batch} = {config.effective_batch_size} examples per step{slow}"
+    yield _why_checkpointing(config, plan, shape)
     if plan.offload:
-        lines.append("activations wait in host memory: without that nothing fits at this length")
+        yield "activations wait in host memory: without that nothing fits at this length"
     if plan.seq_len < wanted.seq_len:
-        longer = f"{wanted.seq_len} do not fit; longer examples would be cut"
-        lines.append(f"at most {plan.seq_len} tokens per example: {longer}")
+        yield f"at most {plan.seq_len} tokens per example: {wanted.seq_len} do not fit; longer examples would be cut"
     if plan.loss_tile < wanted.loss_tile:
-        why = "because larger ones would be the peak"
-        lines.append(f"loss computed in tiles of {plan.loss_tile} vocabulary entries, {why}")
+        yield f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak"
     if plan.gpus > 1:
-        lines.append(SHARDED if plan.sharded else REPLICATED)
-    sign, peak = "=" if plan.measured else "about", plan.peak_bytes / GIB
+        yield SHARDED if plan.sharded else REPLICATED
+    peak = f"{'=' if plan.measured else 'about'} {(plan.peak_bytes or 0) / GIB:.1f} GiB"
     free = f"{plan.budget / GIB:.1f} GiB that may be used ({plan.gpu.free_bytes / GIB:.1f} free)"
-    lines.append(f"peak {sign} {peak:.1f} GiB of the {free}{each}")
+    yield f"peak {peak} of the {free}{each}"
     if plan.measured:
         batches = f"evaluation in batches of {plan.eval_batch}, generation in batches of {plan.generation_batch}"
-        lines.append(f"{batches}: neither needs more")
+        yield f"{batches}: neither needs more"
     if plan.seconds_per_step is not None:
-        lines.append(f"about {plan.seconds_per_step:.1f} s per step{unsent}, {speed(plan.gpu).source}")
-    return lines
+        yield f"about {plan.seconds_per_step:.1f} s per step{unsent}, {speed(plan.gpu).source}"
 
 
 def _why_checkpointing(config: TrainConfig, plan: Plan, shape: ModelShape) -> str:
@@ -209,8 +209,8 @@ def suggest_alternatives(config: TrainConfig, plan: Plan, shape: ModelShape | No
         return f"{plan.model} does not fit {card} even with micro-batch 1. Use a smaller model, max_length or r."
 
     def need(of_config: TrainConfig = config, of_shape: ModelShape = shape, **changes: Any) -> int:
-        least = replace(plan, micro_batch=1, checkpointing="on", **changes)
-        return with_memory(of_config, least, of_shape).memory.total_bytes
+        least = replace(plan, micro_batch=1, checkpointing="on", measured=None, **changes)
+        return with_memory(of_config, least, of_shape).peak_bytes or 0
 
     wanted, limit, has = need(), plan.budget, f"{plan.budget / GIB:.1f} GiB to give"
     too_much = f"{card} has {has}, {ceil((wanted - limit) / MIB)} MiB too little"

@@ -106,7 +106,7 @@ def _search(config: TrainConfig, wanted: Plan, shape: ModelShape, exact: bool) -
 
 def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
     """The candidate with the least estimated time that fits. The formula sorts out what cannot; the dry run has the last word."""
-    modes = CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on")
+    modes: tuple[str, ...] = CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on")
     if base.offload:
         modes = ("on",)  # without checkpointing, tens of gigabytes would have to wait in host memory
     candidates = [
@@ -117,15 +117,12 @@ def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: b
     ]
     for plan in sorted(candidates, key=lambda plan: _rough_seconds(config, plan, shape)):
         plan = with_memory(config, plan, shape)
-        if plan.memory.total_bytes > plan.budget:
-            continue
-        if plan.offload and _host_bytes(config, plan, shape) > plan.gpu.ram_free_bytes * HOST_SHARE:
+        if not plan.fits or (plan.offload and _host_bytes(config, plan, shape) > plan.gpu.ram_free_bytes * HOST_SHARE):
             continue
         if exact:
             plan = replace(plan, measured=dry_run(step_of(config, plan, shape)))
-            if plan.peak_bytes > plan.budget:
-                continue
-        return plan
+        if plan.fits:
+            return plan
     return None
 
 
@@ -155,11 +152,11 @@ def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: Mode
     Evaluation is training's forward pass with less kept, so the micro-batch will do. Generation keeps keys and values of every
     layer instead, which can be more than checkpointing keeps: the dry run decides.
     """
-    batch = GENERATION_BATCH
-    if plan.gpu.kind == "cuda":
-        batch = batch if exact else 1
-        while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
-            batch = (batch + 1) // 2
+    cuda, batch = plan.gpu.kind == "cuda", GENERATION_BATCH
+    if not (cuda and exact and plan.measured):
+        return replace(plan, eval_batch=plan.micro_batch, generation_batch=1 if cuda else batch)
+    while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
+        batch = (batch + 1) // 2
     return replace(plan, eval_batch=plan.micro_batch, generation_batch=batch)
 
 

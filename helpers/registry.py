@@ -65,7 +65,7 @@ class ModelShape:
                 f"model type {config.model_type!r} is not modeled; modeled are {', '.join(sorted(FAMILIES))}. "
                 "Training may still work, but its memory cannot be predicted."
             )
-        sizes = {field.name: getattr(config, field.name, None) for field in fields(cls)}
+        sizes: dict[str, Any] = {field.name: getattr(config, field.name, None) for field in fields(cls)}
         heads = config.num_attention_heads
         sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or heads
         sizes["head_dim"] = sizes["head_dim"] or config.hidden_size // heads
