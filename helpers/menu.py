@@ -9,7 +9,6 @@ By the formula alone, so instant; `helpers.planner.make_plan` then plans the cho
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from typing import Any
 
 from helpers import setup
 from helpers.config import ConfigError, TrainConfig
@@ -52,37 +51,19 @@ def fit_status(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan
     return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
 
 
-def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -> list[dict[str, Any]]:
-    """One row per model: does it fit this card, and how. By the formula, so instant; for `pandas.DataFrame` or a menu."""
-    rows = []
-    for name in models:
-        model = CATALOG[name]
-        status, plan = fit_status(config or TrainConfig(), gpu, model)
-        row = {
-            "model": name,
-            "parameters": model.shape.parameters(),
-            "gated": model.gated,
-            "license": model.license,
-            "fits": status,
-        }
-        settings = {setting: getattr(plan, setting, None) for setting in ("micro_batch", "checkpointing", "seq_len")}
-        rows.append(
-            row | settings | {"peak_gib": round(plan.peak_bytes / GIB, 1) if plan and plan.peak_bytes else None}
-        )
-    return rows
-
-
 def main() -> None:
     """Print the menu for a card: which model fits, and how."""
     parser = ArgumentParser(description=main.__doc__)
     parser.add_argument("card", choices=KNOWN_GPUS, metavar="CARD", help="one of: " + ", ".join(KNOWN_GPUS))
     parser.add_argument("--max-length", type=int, default=TrainConfig.max_length, help="longest example in tokens")
     arguments = parser.parse_args()
-    for row in plan_table(list(CATALOG), KNOWN_GPUS[arguments.card], TrainConfig(max_length=arguments.max_length)):
+    for name, row in CATALOG.items():
+        status, plan = fit_status(TrainConfig(max_length=arguments.max_length), KNOWN_GPUS[arguments.card], row)
         how = ""
-        if row["peak_gib"]:
-            how = "micro-batch {micro_batch}, checkpointing {checkpointing}, about {peak_gib} GiB".format(**row)
-        print(f"{row['fits']:<6}{row['model']:<26}{row['parameters'] / 1e9:5.1f}B  {how}")
+        if plan is not None:
+            peak = f"about {(plan.peak_bytes or 0) / GIB:.1f} GiB"
+            how = f"micro-batch {plan.micro_batch}, checkpointing {plan.checkpointing}, {peak}"
+        print(f"{status:<6}{name:<26}{row.shape.parameters() / 1e9:5.1f}B  {how}")
 
 
 if __name__ == "__main__":

@@ -92,10 +92,8 @@ def budget(gpu: Gpu) -> int:
 def lengths(longest: int) -> Iterator[int]:
     """The wanted length, then shorter ones: three quarters, a half, ... down to 128 tokens."""
     yield longest
-    length = longest
-    while length * 3 // 4 >= SHORTEST_SEQUENCE:
-        length = length * 3 // 4
-        yield length // 8 * 8
+    while (longest := longest * 3 // 4) >= SHORTEST_SEQUENCE:
+        yield longest // 8 * 8
 
 
 # ------------------------------------------------------------------------------------------------ what a plan needs

@@ -24,17 +24,13 @@ MENU = Path(__file__).with_name("models.csv")
 BUNDLED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what needs no Hub: helpers.bundled
 
 # transformers' model_type -> what is special about its blocks, as far as memory and precision are concerned
-FAMILIES: dict[str, set[str]] = {
-    "llama": set(),
-    "mistral": set(),
-    "smollm3": set(),
-    "granite": set(),
-    "gemma": set(),
-    "qwen2": {"qkv bias"},
-    "qwen3": {"query and key norms"},
-    "gemma2": {"norms after attention and MLP", "eager attention only"},
-    "gemma3_text": {"norms after attention and MLP", "query and key norms"},
-    "phi3": {"fused matrices"},
+FAMILIES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral", "smollm3", "granite", "gemma"), ()),
+    "qwen2": ("qkv bias",),
+    "qwen3": ("query and key norms",),
+    "gemma2": ("norms after attention and MLP", "eager attention only"),
+    "gemma3_text": ("norms after attention and MLP", "query and key norms"),
+    "phi3": ("fused matrices",),
 }
 
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from helpers import menu
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
-from helpers.menu import choose_model, fit_status, plan_table
+from helpers.menu import choose_model, fit_status
 from helpers.plan import step_of, suggest_alternatives
 from helpers.planner import CHECKPOINTING, DoesNotFit, _host_bytes, make_plan
 from helpers.registry import CATALOG
@@ -188,11 +189,15 @@ def test_an_unknown_model_gets_the_safest_settings():
     assert (plan.micro_batch, plan.checkpointing, plan.memory, plan.peak_bytes) == (1, "on", None, None)
 
 
-def test_the_menu_has_a_light_for_every_model():
-    rows = {row["model"]: row for row in plan_table(list(CATALOG), RTX_4060)}
-    assert rows["Qwen2.5-1.5B-Instruct"]["fits"] == "fits" and rows["Qwen3-14B"]["fits"] == "no"
-    assert {row["fits"] for row in rows.values()} <= {"fits", "tight", "no"}
+def test_the_menu_of_a_card_says_of_every_model_whether_it_fits(capsys, monkeypatch):
     assert fit_status(TrainConfig(), T4, LLAMA_8B)[0] == "fits"
+    monkeypatch.setattr("sys.argv", ["menu", "RTX 4060", "--max-length", "1024"])
+    menu.main()
+    said = {line[6:32].strip(): (line[:6].strip(), line[38:].strip()) for line in capsys.readouterr().out.splitlines()}
+    assert set(said) == set(CATALOG) and {status for status, _ in said.values()} == {"fits", "tight", "no"}
+    assert said["Qwen3-14B"] == ("no", "")
+    status, plan = fit_status(TrainConfig(max_length=1024), RTX_4060, QWEN_4B)
+    assert said["Qwen3-4B"][0] == status == "fits" and f"{plan.peak_bytes / GIB:.1f} GiB" in said["Qwen3-4B"][1]
 
 
 def test_two_cards_share_the_step_and_each_plan_is_per_card():
