@@ -30,9 +30,9 @@ def test_precision_and_attention_follow_compute_capability(dtype, kernel, cards)
         assert card.name in compute_dtype(card)[1] or dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("kind", ["cpu", "mps"])
-def test_without_cuda_everything_is_fp32(kind):
-    assert compute_dtype(Gpu("x", kind, 8 * 2**30, 4 * 2**30))[0] == "float32"
+def test_without_cuda_everything_is_fp32():
+    for kind in ("cpu", "mps"):
+        assert compute_dtype(Gpu("x", kind, 8 * GIB, 4 * GIB))[0] == "float32"
 
 
 def test_detection_reports_this_machine():

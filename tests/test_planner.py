@@ -123,28 +123,28 @@ def test_examples_get_shorter_only_when_nothing_else_helps():
 
 
 def test_the_plan_is_for_the_longest_example_if_that_is_shorter():
-    assert by_formula(settings={"max_length": 2048}, longest_example=300).seq_len == 300
+    assert [by_formula(longest_example=longest).seq_len for longest in (300, 600)] == [300, 512]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("card", "settings", "gpus", "message"),
     [
-        ({"r": 5000}, "r=5000 is larger than the layer k_proj"),
-        ({"max_length": 200_000}, "longer than the 131072 tokens"),
-        ({"target_modules": ["query"]}, "target_modules"),
-        ({"effective_batch_size": 6, "micro_batch_size": 4}, "not divisible"),
+        (T4, {"r": 5000}, 1, "r=5000 is larger than the layer k_proj"),
+        (T4, {"max_length": 200_000}, 1, "longer than the 131072 tokens"),
+        (T4, {"target_modules": ["query"]}, 1, "target_modules"),
+        (T4, {"effective_batch_size": 6, "micro_batch_size": 4}, 1, "not divisible"),
+        (replace(T4, free_bytes=0), {}, 1, "free memory"),
+        (replace(T4, free_bytes=-1), {}, 1, "free memory"),
+        (replace(T4, ram_free_bytes=GIB), {}, 1, "GiB of RAM, and 1.0 GiB are free"),
+        (CPU, {"effective_batch_size": 8}, 2, "is for CUDA cards"),
+        (T4, {"effective_batch_size": 7}, 2, "cannot be shared equally among 2"),
     ],
 )
-def test_settings_that_cannot_work_get_one_sentence(settings, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        by_formula(settings=settings)
+def test_what_cannot_work_is_refused_in_one_line(card, settings, gpus, message):
+    with pytest.raises((ConfigError, DoesNotFit), match=message) as error:
+        by_formula(card, settings=settings, gpus=gpus)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("free", [0, -1])
-def test_a_card_without_memory_is_refused(free):
-    with pytest.raises(ConfigError, match="free memory"):
-        make_plan(TrainConfig(), replace(T4, free_bytes=free), LLAMA_8B)
+    assert isinstance(error.value, DoesNotFit) == ("RAM" in message)
 
 
 def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
@@ -153,11 +153,6 @@ def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="not a causal language model"):
         make_plan(TrainConfig(), T4, str(tmp_path))
-
-
-def test_too_little_ram_to_load_is_said_before_loading():
-    with pytest.raises(DoesNotFit, match="RAM"):
-        by_formula(replace(T4, ram_free_bytes=GIB))
 
 
 def test_a_cpu_is_planned_in_fp32_with_small_micro_batches():
@@ -217,11 +212,3 @@ def test_a_model_that_fits_no_single_card_fits_two_that_share_its_weights():
     assert plan.peak_bytes <= plan.budget and plan.measured is None and "sharded (FSDP2)" in str(plan)
     codes = model.shape.linear_parameters() / 2  # two in a byte; each card keeps half of them, and all scales
     assert plan.memory.parts["base weights"] == pytest.approx(whole.memory.parts["base weights"] - codes / 2, rel=0.001)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "batch", "words"), [(CPU, 8, "is for CUDA cards"), (T4, 7, "cannot be shared equally among 2")]
-)
-def test_sharing_that_cannot_work_is_refused_in_a_sentence(gpu, batch, words):
-    with pytest.raises(ConfigError, match=words):
-        by_formula(gpu, settings={"effective_batch_size": batch}, gpus=2)
