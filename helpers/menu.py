@@ -1,4 +1,4 @@
-"""Which model for which card: the menu with its traffic lights, and what "auto" means.
+"""Which model for which card: the menu, whether each model fits, and what "auto" means.
 
     model_id, reason = choose_model(config, gpu)
     python -m helpers.menu "RTX 4060"           # for a card that you need not own
@@ -30,14 +30,15 @@ def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool | None = Non
     """
     if config.model != "auto":
         return resolve(config.model), "chosen in the config"
+    bundled = "the bundled 135M model, because"
     if gpu.kind != "cuda":
-        return BUNDLED_MODEL, "the bundled 135M model, because there is no CUDA GPU"
+        return BUNDLED_MODEL, f"{bundled} there is no CUDA GPU"
     if not (setup.hub_reachable() if hub_reachable is None else hub_reachable):
-        return BUNDLED_MODEL, "the bundled 135M model, because the Hugging Face Hub does not answer"
-    for name in AUTO_MODELS:
-        if fit_status(config, gpu, CATALOG[name])[0] != "no":
-            return CATALOG[name].id, "the first ungated model of our short list that fits this card"
-    return BUNDLED_MODEL, "the bundled 135M model, because nothing larger fits this card"
+        return BUNDLED_MODEL, f"{bundled} the Hugging Face Hub does not answer"
+    for row in map(CATALOG.__getitem__, AUTO_MODELS):
+        if fit_status(config, gpu, row)[0] != "no":
+            return row.id, "the first ungated model of our short list that fits this card"
+    return BUNDLED_MODEL, f"{bundled} nothing larger fits this card"
 
 
 def fit_status(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
@@ -46,30 +47,8 @@ def fit_status(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan
         plan = make_plan(config, gpu, row, exact=False)
     except (DoesNotFit, ConfigError):
         return "no", None
-    barely = plan.micro_batch == 1 and plan.checkpointing == "on" and plan.peak_bytes > 0.95 * plan.budget
+    barely = plan.micro_batch == 1 and plan.checkpointing == "on" and (plan.peak_bytes or 0) > 0.95 * plan.budget
     return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
-
-
-def plan_table(models: list[str], gpu: Gpu, config: TrainConfig | None = None) -> list[dict[str, object]]:
-    """One row per model: does it fit this card, and how. By the formula, so instant; for `pandas.DataFrame` or a menu."""
-    rows: list[dict[str, object]] = []
-    for name in models:
-        row = CATALOG[name]
-        light, plan = fit_status(config or TrainConfig(), gpu, row)
-        rows.append(
-            {
-                "model": name,
-                "parameters": row.shape.parameters(),
-                "gated": row.gated,
-                "license": row.license,
-                "fits": light,
-                "micro_batch": plan and plan.micro_batch,
-                "checkpointing": plan and plan.checkpointing,
-                "seq_len": plan and plan.seq_len,
-                "peak_gib": plan and round(plan.peak_bytes / GIB, 1),
-            }
-        )
-    return rows
 
 
 def main() -> None:
@@ -78,13 +57,13 @@ def main() -> None:
     parser.add_argument("card", choices=KNOWN_GPUS, metavar="CARD", help="one of: " + ", ".join(KNOWN_GPUS))
     parser.add_argument("--max-length", type=int, default=TrainConfig.max_length, help="longest example in tokens")
     arguments = parser.parse_args()
-    for row in plan_table(list(CATALOG), KNOWN_GPUS[arguments.card], TrainConfig(max_length=arguments.max_length)):
-        how = (
-            f"micro-batch {row['micro_batch']}, checkpointing {row['checkpointing']}, about {row['peak_gib']} GiB"
-            if row["peak_gib"]
-            else ""
-        )
-        print(f"{row['fits']:<6}{row['model']:<26}{row['parameters'] / 1e9:5.1f}B  {how}")
+    for name, row in CATALOG.items():
+        status, plan = fit_status(TrainConfig(max_length=arguments.max_length), KNOWN_GPUS[arguments.card], row)
+        how = ""
+        if plan is not None:
+            peak = f"about {(plan.peak_bytes or 0) / GIB:.1f} GiB"
+            how = f"micro-batch {plan.micro_batch}, checkpointing {plan.checkpointing}, {peak}"
+        print(f"{status:<6}{name:<26}{row.shape.parameters() / 1e9:5.1f}B  {how}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
-"""A `Plan`: how a config will be trained on one card, and what that needs. The search for the best one is `helpers.planner`."""
+"""A `Plan`: how a config will be trained on one card, what that needs, and why, in words. `helpers.planner` searches the best one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil
+from textwrap import fill
+from typing import Any
 
 from helpers.config import TrainConfig
 from helpers.dryrun import DryRun, Step
-from helpers.hardware import MIB, Gpu, attention, speed
+from helpers.hardware import GIB, MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
-from helpers.page import filled
-from helpers.registry import ModelShape
+from helpers.registry import CATALOG, ModelShape, find_shape
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
 SHORTEST_SEQUENCE = 128
 SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
+CLEARLY_LESS = 0.9  # of what has just failed
+REPLICATED = "replicated (DDP): each GPU holds all weights; only the adapters' gradients travel, once per step"
+SHARDED = "sharded (FSDP2): each GPU holds a part of every layer, and layers travel; by the formula, not yet measured"
+PAGE_COLUMNS = 104  # as wide as a notebook's page, so that nothing breaks in the middle of a word
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,17 @@ class Plan:
     @property
     def peak_bytes(self) -> int | None:
         """What the card has to give: reserved by the dry run plus the CUDA context if it is still to come, or the formula's total."""
-        if self.measured is not None:
-            # The dry run is of one card; what several need besides is in the formula's parts.
-            context = 0 if self.gpu.has_context else CUDA_CONTEXT
-            return self.measured.reserved + context + sum(self.memory.parts.get(name, 0) for name in FOR_MANY_GPUS)
-        return self.memory.total_bytes if self.memory else None
+        if self.measured is None:
+            return self.memory.total_bytes if self.memory else None
+        # The dry run is of one card; what several need besides is in the formula's parts.
+        parts = self.memory.parts if self.memory else {}
+        context = 0 if self.gpu.has_context else CUDA_CONTEXT
+        return self.measured.reserved + context + sum(parts.get(name, 0) for name in FOR_MANY_GPUS)
+
+    @property
+    def fits(self) -> bool:
+        """Does the card have room for the peak?"""
+        return (self.peak_bytes or 0) <= self.budget
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -61,7 +73,10 @@ class Plan:
         return self.accumulation * rate.seconds(self.measured.flops, self.measured.bytes_moved)
 
     def __str__(self) -> str:
-        return "\n".join(filled("- ", reason) for reason in self.reasons)
+        return "\n".join(
+            fill(f"- {reason}", PAGE_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            for reason in self.reasons
+        )
 
 
 def reserve(gpu: Gpu) -> int:
@@ -77,24 +92,24 @@ def budget(gpu: Gpu) -> int:
 def lengths(longest: int) -> Iterator[int]:
     """The wanted length, then shorter ones: three quarters, a half, ... down to 128 tokens."""
     yield longest
-    length = longest
-    while length * 3 // 4 >= SHORTEST_SEQUENCE:
-        length = length * 3 // 4
-        yield length // 8 * 8
+    while (longest := longest * 3 // 4) >= SHORTEST_SEQUENCE:
+        yield longest // 8 * 8
+
+
+# ------------------------------------------------------------------------------------------------ what a plan needs
 
 
 def with_memory(config: TrainConfig, plan: Plan, shape: ModelShape) -> Plan:
     """`plan` with the formula's estimate, and with a smaller loss tile where the loss head's temporaries would be the peak."""
-    for tile in (plan.loss_tile, SMALL_TILE):
-        memory = estimate_of(config, replace(plan, loss_tile=tile), shape)
-        if plan.loss_head != "torch" or memory.peak_moment != "computing the loss" or plan.gpu.kind != "cuda":
-            break
-    return replace(plan, memory=memory, loss_tile=tile)
+    memory = estimate_of(config, plan, shape)
+    if plan.gpu.kind == "cuda" and plan.loss_head == "torch" and memory.peak_moment == "computing the loss":
+        plan = replace(plan, loss_tile=SMALL_TILE)
+        memory = estimate_of(config, plan, shape)
+    return replace(plan, memory=memory)
 
 
 def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEstimate:
     """The formula's answer for this plan."""
-    on_gpu = plan.gpu.kind == "cuda"
     return estimate(
         shape,
         plan.micro_batch,
@@ -109,7 +124,7 @@ def estimate_of(config: TrainConfig, plan: Plan, shape: ModelShape) -> MemoryEst
         loss_head=plan.loss_head,
         loss_tile=plan.loss_tile,
         offload=plan.offload,
-        on_gpu=on_gpu,
+        on_gpu=plan.gpu.kind == "cuda",
         context=not plan.gpu.has_context,
         gpus=plan.gpus,
         sharded=plan.sharded,
@@ -140,3 +155,77 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
         load_in=plan.dtype,
         autocast=plan.dtype != "float32" and phase != "generate",  # Trainer's; without it, adapters calculate in fp32
     )
+
+
+# ------------------------------------------------------------------------------------------------ a plan in words
+
+
+def explain(config: TrainConfig, plan: Plan, wanted: Plan, shape: ModelShape) -> Iterator[str]:
+    """Each choice with its reason. `wanted` is the plan before the search made examples or loss tiles smaller."""
+    cards, each, unsent = "", "", ""
+    if plan.gpus > 1:
+        cards, each, unsent = f" x {plan.gpus} GPUs", " on each GPU", ", without what the GPUs send each other"
+    slow = "" if plan.gpu.kind == "cuda" else "; a larger micro-batch is no faster without a GPU"
+    batch = f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation{cards}"
+    yield f"{batch} = {config.effective_batch_size} examples per step{slow}"
+    yield _why_checkpointing(config, plan, shape)
+    if plan.offload:
+        yield "activations wait in host memory: without that nothing fits at this length"
+    if plan.seq_len < wanted.seq_len:
+        yield f"at most {plan.seq_len} tokens per example: {wanted.seq_len} do not fit; longer examples would be cut"
+    if plan.loss_tile < wanted.loss_tile:
+        yield f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak"
+    if plan.gpus > 1:
+        yield SHARDED if plan.sharded else REPLICATED
+    peak = f"{'=' if plan.measured else 'about'} {(plan.peak_bytes or 0) / GIB:.1f} GiB"
+    free = f"{plan.budget / GIB:.1f} GiB that may be used ({plan.gpu.free_bytes / GIB:.1f} free)"
+    yield f"peak {peak} of the {free}{each}"
+    if plan.measured:
+        batches = f"evaluation in batches of {plan.eval_batch}, generation in batches of {plan.generation_batch}"
+        yield f"{batches}: neither needs more"
+    if plan.seconds_per_step is not None:
+        yield f"about {plan.seconds_per_step:.1f} s per step{unsent}, {speed(plan.gpu).source}"
+
+
+def _why_checkpointing(config: TrainConfig, plan: Plan, shape: ModelShape) -> str:
+    if config.gradient_checkpointing != "auto":
+        return f"checkpointing {plan.checkpointing}: the config says so"
+    if plan.checkpointing == "off":
+        return "checkpointing off: it would save memory that is not needed, and cost time"
+    kept = ", keeping attention's output" if plan.checkpointing == "selective" else ""
+    why = f"micro-batch {plan.micro_batch} with it is quicker than the smaller one that fits without"
+    without = estimate_of(config, replace(plan, checkpointing="off", micro_batch=1), shape).total_bytes
+    if without > plan.budget:
+        why = f"off would need {without / GIB:.1f} GiB with micro-batch 1, you have {plan.budget / GIB:.1f}"
+    return f"checkpointing on{kept}: {why}"
+
+
+def suggest_alternatives(config: TrainConfig, plan: Plan, shape: ModelShape | None = None) -> str:
+    """The sentence for `DoesNotFit`: by how much, and the nearest smaller model, shorter sequence and lower rank that would fit."""
+    card, shape = plan.gpu.name, shape or find_shape(plan.model)
+    if shape is None:
+        return f"{plan.model} does not fit {card} even with micro-batch 1. Use a smaller model, max_length or r."
+
+    def need(of_config: TrainConfig = config, of_shape: ModelShape = shape, **changes: Any) -> int:
+        least = replace(plan, micro_batch=1, checkpointing="on", measured=None, **changes)
+        return with_memory(of_config, least, of_shape).peak_bytes or 0
+
+    wanted, limit, has = need(), plan.budget, f"{plan.budget / GIB:.1f} GiB to give"
+    too_much = f"{card} has {has}, {ceil((wanted - limit) / MIB)} MiB too little"
+    if wanted <= limit:  # it ran out although it should have fitted
+        limit = int(wanted * CLEARLY_LESS)
+        too_much = f"{card} had {has}, and yet it ran out: something else uses its memory"
+    # Other models have other layers, so names of layers are of no use for them.
+    others = reversed(CATALOG.values()) if config.target_modules == "all-linear" else ()
+    smaller = [row for row in others if row.shape.parameters() < shape.parameters()]
+    kinds = [
+        [("sharded=True", need(sharded=True))] if plan.gpus > 1 and not plan.sharded else [],
+        [(f"model={row.short_name!r}", need(of_shape=row.shape)) for row in smaller],
+        [(f"max_length={length}", need(seq_len=length)) for length in lengths(plan.seq_len)],
+        [(f"r={r}", need(replace(config, r=r))) for r in (64, 32, 16, 8, 4) if r < config.r],
+    ]
+    nearest = [next((option for option in options if option[1] <= limit), None) for options in kinds]
+    fitting = "; ".join(f"{change} ({size / GIB:.1f} GiB)" for change, size in filter(None, nearest))
+    so = f"This would fit: {fitting}." if fitting else "Nothing on the menu fits: use a card with more memory."
+    least = f"{wanted / GIB:.1f} GiB even with micro-batch 1, {plan.seq_len} tokens and checkpointing"
+    return f"{plan.model} needs {least}; {too_much}. {so}"

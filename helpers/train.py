@@ -29,8 +29,7 @@ from helpers.guards import check_before_training, check_template
 from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
 from helpers.models import attach_lora, load_adapter, save_adapter
-from helpers.plan import Plan, reserve
-from helpers.plan_words import suggest_alternatives
+from helpers.plan import Plan, reserve, suggest_alternatives
 from helpers.planner import DoesNotFit, make_plan
 from helpers.recipe import sft_config, total_steps
 from helpers.runs import Run, find_or_start, fingerprint

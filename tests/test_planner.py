@@ -4,35 +4,39 @@ from dataclasses import replace
 
 import pytest
 
+from helpers import menu
 from helpers.config import ConfigError, TrainConfig
 from helpers.dryrun import dry_run
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
-from helpers.menu import choose_model, fit_status, plan_table
-from helpers.plan import step_of
-from helpers.planner import DoesNotFit, make_plan
+from helpers.menu import choose_model, fit_status
+from helpers.plan import step_of, suggest_alternatives
+from helpers.planner import CHECKPOINTING, DoesNotFit, _host_bytes, make_plan
 from helpers.registry import CATALOG
 
 CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
 T4, RTX_4060 = KNOWN_GPUS["T4"], KNOWN_GPUS["RTX 4060"]
-LLAMA_8B = CATALOG["Llama-3.1-8B-Instruct"]
+LLAMA_8B, QWEN_4B = CATALOG["Llama-3.1-8B-Instruct"], CATALOG["Qwen3-4B"]
+
+
+def by_formula(card=T4, model=LLAMA_8B, settings=None, **options):
+    return make_plan(TrainConfig(**settings or {}), card, model, exact=False, **options)
 
 
 @pytest.mark.parametrize("card", ["T4", "RTX 3060", "RTX 4060", "RTX 4090"])
 @pytest.mark.parametrize("model", ["Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Qwen2.5-7B-Instruct"])
 @pytest.mark.parametrize("effective_batch", [1, 7, 8, 16])
 def test_a_plan_fits_and_keeps_the_effective_batch(card, model, effective_batch):
-    plan = make_plan(TrainConfig(effective_batch_size=effective_batch), KNOWN_GPUS[card], CATALOG[model], exact=False)
+    plan = by_formula(KNOWN_GPUS[card], CATALOG[model], {"effective_batch_size": effective_batch})
     assert plan.micro_batch * plan.accumulation == effective_batch
     assert plan.peak_bytes <= plan.budget < KNOWN_GPUS[card].free_bytes
 
 
 @pytest.mark.parametrize("length", [512, 1024, 2048])
 def test_a_bigger_card_is_never_planned_slower(length):
-    order = ["off", "selective", "on"]
-    config = TrainConfig(max_length=length, effective_batch_size=16)
+    settings = {"max_length": length, "effective_batch_size": 16}
     cards = ("RTX laptop 6GB", "RTX 4060", "RTX 4070", "RTX 4090")
-    plans = [make_plan(config, KNOWN_GPUS[card], CATALOG["Llama-3.2-3B-Instruct"], exact=False) for card in cards]
-    recomputing = [order.index(plan.checkpointing) for plan in plans]
+    plans = [by_formula(KNOWN_GPUS[card], CATALOG["Llama-3.2-3B-Instruct"], settings) for card in cards]
+    recomputing = [CHECKPOINTING.index(plan.checkpointing) for plan in plans]
     assert recomputing == sorted(recomputing, reverse=True)
     for smaller, larger in itertools.pairwise(plans):
         assert larger.checkpointing != smaller.checkpointing or larger.micro_batch >= smaller.micro_batch
@@ -42,18 +46,8 @@ def test_a_bigger_card_is_never_planned_slower(length):
 def test_the_dry_run_decides_and_every_choice_is_explained():
     plan = make_plan(TrainConfig(max_length=2048), T4, LLAMA_8B)
     assert plan.measured.reserved <= plan.budget and plan.checkpointing != "off"
-    for word in (
-        "fp16",
-        "attention",
-        "micro-batch",
-        "checkpointing on",
-        "off would need",
-        "peak =",
-        "GiB",
-        "s per step",
-        "evaluation",
-    ):
-        assert word in str(plan)
+    words = ["fp16", "attention", "micro-batch", "checkpointing", "evaluation", "peak", "GiB"]
+    assert all(word in str(plan) for word in [*words, "checkpointing on", "off would need", "peak =", "s per step"])
 
 
 @pytest.mark.slow
@@ -76,9 +70,8 @@ def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_t
     assert spent < 25 * 1.5  # cold: the worker may have to start
     for phase, batch in (("evaluate", plan.eval_batch), ("generate", plan.generation_batch)):
         assert dry_run(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated
-    assert make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False).peak_bytes == pytest.approx(
-        plan.peak_bytes, rel=0.15
-    )
+    guessed = make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False)
+    assert guessed.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.15)
 
 
 @pytest.mark.slow
@@ -95,69 +88,63 @@ def test_prompts_are_answered_in_large_batches_up_to_trainings_peak():
 
 def test_host_memory_for_offloading_is_counted_twice():
     """Buffers that a card can reach are rounded up to powers of two."""
-    from helpers.planner import _host_bytes
-
-    plan = make_plan(TrainConfig(max_length=16384), KNOWN_GPUS["RTX laptop 6GB"], CATALOG["Qwen3-4B"], exact=False)
-    shape = CATALOG["Qwen3-4B"].shape
-    assert plan.offload
-    kept = (
-        plan.seq_len * plan.micro_batch * shape.hidden_size * 2 * shape.num_hidden_layers
-    )  # two bytes, one input for each layer
-    assert 2 * kept <= _host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
+    plan, shape = by_formula(KNOWN_GPUS["RTX laptop 6GB"], QWEN_4B, {"max_length": 16384}), QWEN_4B.shape
+    tokens = plan.seq_len * plan.micro_batch
+    kept = 2 * tokens * shape.hidden_size * shape.num_hidden_layers  # two bytes, one input for each layer
+    assert plan.offload and 2 * kept <= _host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
 
 
 def test_planning_by_formula_is_instant():
-    make_plan(TrainConfig(), T4, LLAMA_8B, exact=False)
+    by_formula()
     started = time.perf_counter()
     for _ in range(10):
-        make_plan(TrainConfig(max_length=2048, effective_batch_size=16), T4, LLAMA_8B, exact=False)
-    assert (time.perf_counter() - started) / 10 < 0.05
+        by_formula(settings={"max_length": 2048, "effective_batch_size": 16})
+    assert (time.perf_counter() - started) / 10 < 0.02
 
 
-def test_what_does_not_fit_says_by_how_much_and_three_things_that_would():
+def test_what_does_not_fit_says_by_how_much_and_what_would():
     with pytest.raises(DoesNotFit) as error:
-        make_plan(TrainConfig(max_length=512, r=256), replace(RTX_4060, free_bytes=7 * GIB), LLAMA_8B)
-    text = str(error.value)
-    for part in ("MiB too little", "This would fit: model=", "GiB)"):
-        assert part in text
+        by_formula(replace(RTX_4060, free_bytes=7 * GIB), settings={"r": 256})
+    for part in ("5455 MiB too little", "This would fit: model='Phi-3.5-mini-instruct' (6.3 GiB)", "r=32"):
+        assert part in str(error.value)
+    after_all = suggest_alternatives(TrainConfig(max_length=2048), by_formula(settings={"max_length": 2048}))
+    assert "and yet it ran out" in after_all and "max_length=" in after_all
 
 
 def test_examples_get_shorter_only_when_nothing_else_helps():
     """On a 6 GB card: first checkpointing, then activations in host memory, and with little of that fewer tokens."""
     card, lengths = KNOWN_GPUS["RTX laptop 6GB"], (256, 1024, 4096, 16384, 32768)
-    plans = [make_plan(TrainConfig(max_length=n), card, CATALOG["Qwen3-4B"], exact=False) for n in lengths]
+    plans = [by_formula(card, QWEN_4B, {"max_length": n}) for n in lengths]
     stages = [(plan.checkpointing != "off") + plan.offload for plan in plans]
     assert stages == sorted(stages) and stages[0] < stages[-1] == 2
     assert all(plan.seq_len == n or plan.offload for plan, n in zip(plans, lengths))
-    little = make_plan(
-        TrainConfig(max_length=32768), replace(card, ram_free_bytes=int(2.3 * GIB)), CATALOG["Qwen3-4B"], exact=False
-    )
+    little = by_formula(replace(card, ram_free_bytes=int(2.3 * GIB)), QWEN_4B, {"max_length": 32768})
     assert 1024 < little.seq_len < plans[-1].seq_len and "do not fit" in str(little)
 
 
 def test_the_plan_is_for_the_longest_example_if_that_is_shorter():
-    assert make_plan(TrainConfig(max_length=2048), T4, LLAMA_8B, exact=False, longest_example=300).seq_len == 300
+    assert [by_formula(longest_example=longest).seq_len for longest in (300, 600)] == [300, 512]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("card", "settings", "gpus", "message"),
     [
-        ({"r": 5000}, "r=5000 is larger than the layer k_proj"),
-        ({"max_length": 200_000}, "longer than the 131072 tokens"),
-        ({"target_modules": ["query"]}, "target_modules"),
-        ({"effective_batch_size": 6, "micro_batch_size": 4}, "not divisible"),
+        (T4, {"r": 5000}, 1, "r=5000 is larger than the layer k_proj"),
+        (T4, {"max_length": 200_000}, 1, "longer than the 131072 tokens"),
+        (T4, {"target_modules": ["query"]}, 1, "target_modules"),
+        (T4, {"effective_batch_size": 6, "micro_batch_size": 4}, 1, "not divisible"),
+        (replace(T4, free_bytes=0), {}, 1, "free memory"),
+        (replace(T4, free_bytes=-1), {}, 1, "free memory"),
+        (replace(T4, ram_free_bytes=GIB), {}, 1, "GiB of RAM, and 1.0 GiB are free"),
+        (CPU, {"effective_batch_size": 8}, 2, "is for CUDA cards"),
+        (T4, {"effective_batch_size": 7}, 2, "cannot be shared equally among 2"),
     ],
 )
-def test_settings_that_cannot_work_get_one_sentence(settings, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        make_plan(TrainConfig(**settings), T4, LLAMA_8B, exact=False)
+def test_what_cannot_work_is_refused_in_one_line(card, settings, gpus, message):
+    with pytest.raises((ConfigError, DoesNotFit), match=message) as error:
+        by_formula(card, settings=settings, gpus=gpus)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("free", [0, -1])
-def test_a_card_without_memory_is_refused(free):
-    with pytest.raises(ConfigError, match="free memory"):
-        make_plan(TrainConfig(), replace(T4, free_bytes=free), LLAMA_8B)
+    assert isinstance(error.value, DoesNotFit) == ("RAM" in message)
 
 
 def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
@@ -166,24 +153,6 @@ def test_a_model_that_does_not_continue_text_is_refused(tmp_path):
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="not a causal language model"):
         make_plan(TrainConfig(), T4, str(tmp_path))
-
-
-def test_too_little_ram_to_load_is_said_before_loading():
-    with pytest.raises(DoesNotFit, match="RAM"):
-        make_plan(TrainConfig(), replace(T4, ram_free_bytes=GIB), LLAMA_8B, exact=False)
-
-
-def test_on_linux_expandable_segments_are_asked_for_before_torch_starts(root):
-    import os
-    import subprocess
-    import sys
-
-    code = "import helpers, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
-    clean = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=clean, capture_output=True, text=True
-    ).stdout.strip()
-    assert printed == ("expandable_segments:True" if sys.platform == "linux" else "None")
 
 
 def test_a_cpu_is_planned_in_fp32_with_small_micro_batches():
@@ -195,9 +164,8 @@ def test_auto_picks_the_embedded_model_without_gpu_or_hub_and_a_larger_one_other
     assert "135M" in choose_model(TrainConfig(), CPU, hub_reachable=True)[0]
     assert "135M" in choose_model(TrainConfig(), T4, hub_reachable=False)[0]
     for card in ("T4", "RTX 4060", "RTX 2060"):
-        chosen = next(
-            row for row in CATALOG.values() if row.id == choose_model(TrainConfig(), KNOWN_GPUS[card], True)[0]
-        )
+        model, _ = choose_model(TrainConfig(), KNOWN_GPUS[card], True)
+        chosen = next(row for row in CATALOG.values() if row.id == model)
         assert not chosen.gated and 1e9 < chosen.shape.parameters() < 3.2e9
 
 
@@ -216,16 +184,19 @@ def test_an_unknown_model_gets_the_safest_settings():
     assert (plan.micro_batch, plan.checkpointing, plan.memory, plan.peak_bytes) == (1, "on", None, None)
 
 
-def test_the_menu_has_a_light_for_every_model():
-    rows = {row["model"]: row for row in plan_table(list(CATALOG), RTX_4060)}
-    assert rows["Qwen2.5-1.5B-Instruct"]["fits"] == "fits" and rows["Qwen3-14B"]["fits"] == "no"
-    assert {row["fits"] for row in rows.values()} <= {"fits", "tight", "no"}
+def test_the_menu_of_a_card_says_of_every_model_whether_it_fits(capsys, monkeypatch):
     assert fit_status(TrainConfig(), T4, LLAMA_8B)[0] == "fits"
+    monkeypatch.setattr("sys.argv", ["menu", "RTX 4060", "--max-length", "1024"])
+    menu.main()
+    said = {line[6:32].strip(): (line[:6].strip(), line[38:].strip()) for line in capsys.readouterr().out.splitlines()}
+    assert set(said) == set(CATALOG) and {status for status, _ in said.values()} == {"fits", "tight", "no"}
+    assert said["Qwen3-14B"] == ("no", "")
+    status, plan = fit_status(TrainConfig(max_length=1024), RTX_4060, QWEN_4B)
+    assert said["Qwen3-4B"][0] == status == "fits" and f"{plan.peak_bytes / GIB:.1f} GiB" in said["Qwen3-4B"][1]
 
 
 def test_two_cards_share_the_step_and_each_plan_is_per_card():
-    config = TrainConfig(effective_batch_size=16)
-    one, two = (make_plan(config, T4, LLAMA_8B, exact=False, gpus=gpus) for gpus in (1, 2))
+    one, two = (by_formula(settings={"effective_batch_size": 16}, gpus=gpus) for gpus in (1, 2))
     assert one.micro_batch * one.accumulation == 16 and two.micro_batch * two.accumulation * 2 == 16
     assert "x 2 GPUs = 16 examples" in str(two) and "on each GPU" in str(two) and "replicated (DDP)" in str(two)
     extra = {name: two.memory.parts.get(name, 0) for name in ("gradients on their way", "NCCL")}
@@ -233,20 +204,11 @@ def test_two_cards_share_the_step_and_each_plan_is_per_card():
 
 
 def test_a_model_that_fits_no_single_card_fits_two_that_share_its_weights():
-    config, model = TrainConfig(effective_batch_size=8), CATALOG["Llama-2-13b-chat-hf"]
-    card = replace(KNOWN_GPUS["RTX 4060"], ram_free_bytes=64 * GIB)
+    model = CATALOG["Llama-2-13b-chat-hf"]
+    card, large = (replace(KNOWN_GPUS[name], ram_free_bytes=64 * GIB) for name in ("RTX 4060", "RTX 4090"))
     with pytest.raises(DoesNotFit, match="sharded=True"):
-        make_plan(config, card, model, exact=False, gpus=2)
-    plan = make_plan(config, card, model, gpus=2, sharded=True)
-    whole = make_plan(config, replace(KNOWN_GPUS["RTX 4090"], ram_free_bytes=64 * GIB), model, exact=False)
+        by_formula(card, model, gpus=2)
+    plan, whole = make_plan(TrainConfig(), card, model, gpus=2, sharded=True), by_formula(large, model)
     assert plan.peak_bytes <= plan.budget and plan.measured is None and "sharded (FSDP2)" in str(plan)
     codes = model.shape.linear_parameters() / 2  # two in a byte; each card keeps half of them, and all scales
     assert plan.memory.parts["base weights"] == pytest.approx(whole.memory.parts["base weights"] - codes / 2, rel=0.001)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "batch", "words"), [(CPU, 8, "is for CUDA cards"), (T4, 7, "cannot be shared equally among 2")]
-)
-def test_sharing_that_cannot_work_is_refused_in_a_sentence(gpu, batch, words):
-    with pytest.raises(ConfigError, match=words):
-        make_plan(TrainConfig(effective_batch_size=batch), gpu, LLAMA_8B, exact=False, gpus=2)
