@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from helpers.config import TrainConfig
-from helpers.dryrun import DryRun, Step
+from helpers.dryrun import Peak, Step
 from helpers.hardware import MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
 from helpers.page import filled
@@ -39,7 +39,7 @@ class Plan:
     budget: int = 0
     memory: MemoryEstimate | None = None
     """The formula's parts; None where the model is not modeled."""
-    measured: DryRun | None = None
+    measured: Peak | None = None
     """The dry run that decided; None where the formula did."""
     reasons: list[str] = field(default_factory=list)
 

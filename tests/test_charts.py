@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from helpers.memory import GIB, estimate, levers
+from helpers.memory import GIB, estimate
 from helpers.plots import loss_chart, memory_chart
 from helpers.registry import CATALOG
 
@@ -83,5 +83,5 @@ def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():
 
 
 def test_drawing_leaves_pyplot_alone():
-    memory_chart(levers(LLAMA_8B, 1, 2048), 14 * GIB, "T4").savefig(io.BytesIO(), format="png")
+    memory_chart({"on": estimate(LLAMA_8B, 1, 2048)}, 14 * GIB, "T4").savefig(io.BytesIO(), format="png")
     assert "matplotlib.pyplot" not in __import__("sys").modules or not matplotlib.pyplot.get_fignums()

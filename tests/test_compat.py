@@ -179,7 +179,7 @@ def test_full_logits_give_the_loss_and_the_gradient_of_trls_head(job, tmp_path, 
 def test_a_plan_says_when_trl_is_not_as_the_kit_knows_it(monkeypatch, job, tmp_path, capsys):
     monkeypatch.setattr("helpers.planner.missing_names", lambda: ["trl.x"])
     monkeypatch.setattr(
-        "helpers.planner.dry_run",
+        "helpers.planner.measure",
         lambda step: pytest.fail("planned with TRL's head") if step.loss_head != "full" else DRY,
     )
     plan = make_plan(CONFIG, KNOWN_GPUS["T4"])
