@@ -136,8 +136,8 @@ def activations(step: StepSetup) -> tuple[dict[str, int], dict[str, dict[str, in
     h, q, layers = shape.hidden_size, shape.query_size, shape.num_hidden_layers
     # Examples of different lengths are padded: one byte of mask for each pair of tokens (eager attention: one number).
     # Each layer makes a bias for its scores of it, and keeps that as long as its activations.
-    eager, masked = step.attention == "eager", step.micro_batch > 1
-    mask = step.micro_batch * step.seq_len**2 * (e if eager else 1) if masked else 0
+    eager = step.attention == "eager"
+    mask = tokens * step.seq_len * (e if eager else 1) if step.micro_batch > 1 else 0
     # Eager attention's scores: probabilities in fp32 and in 16 bit, and what the soft cap saves.
     scores = tokens * step.seq_len * shape.num_attention_heads * (4 + 2 * e) if eager else 0
     layer = layer_bytes(step) + scores + (0 if eager else e * mask)
@@ -152,9 +152,9 @@ def activations(step: StepSetup) -> tuple[dict[str, int], dict[str, dict[str, in
         kept = tokens * (step.hidden_bytes * h + (e * q if step.checkpointing == "selective" else 0))  # per layer
         saved = {"saved activations": kept * layers + mask}
         again = {"one layer, recomputed": layer + backward + casts // layers} | unpacked
+        gradients = 4 * trainable // (step.gpus if step.sharded else 1)
         # Going back, saved activations are used up while gradients pile up.
         last = saved | again | {"gradients": 4 * trainable // layers}
-        gradients = 4 * trainable // (step.gpus if step.sharded else 1)
         first = {"saved activations": kept + mask} | again | {"gradients": gradients}
         moments = {"in the backward pass of the last layer": last, "in the backward pass of the first layer": first}
     if step.offload:

@@ -26,11 +26,7 @@ def build(step: Step) -> PreTrainedModel:
     if step.quantization == "nf4":
         quantize(model, step.device, dtype, step.double_quant)
     adapter = LoraConfig(
-        r=step.r,
-        lora_alpha=2 * step.r,
-        lora_dropout=step.lora_dropout,
-        target_modules=step.target_modules,
-        task_type="CAUSAL_LM",
+        r=step.r, lora_dropout=step.lora_dropout, target_modules=step.target_modules, task_type="CAUSAL_LM"
     )
     with torch.device(step.device):
         if step.fp32_upcast:

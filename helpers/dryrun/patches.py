@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import trl.kernels.chunked_logprob as trl_kernels
 import trl.trainer.utils as trl_utils
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -47,7 +48,7 @@ def patch(step: Step, tracker: MemoryTracker) -> Autocast:
     return choose_arithmetic(step)
 
 
-def make_batch(step: Step) -> dict[str, torch.Tensor]:
+def make_batch(step: Step) -> dict[str, Tensor]:
     """`input_ids` (micro-batch x tokens), and the mask of padded examples where the step has one."""
     batch = {"input_ids": torch.zeros(step.micro_batch, step.seq_len, dtype=torch.long, device=step.device)}
     if step.masked:
@@ -73,15 +74,8 @@ def choose_attention(step: Step) -> None:
         masking_utils._ignore_causal_mask_sdpa = lambda *args, **kwargs: False
 
     def attend(
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **_: Any,
-    ) -> tuple[torch.Tensor, None]:
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
         groups, causal = getattr(module, "num_key_value_groups", 1), mask is None
         if step.attention == "math":
             shared = {"scale": scaling, "enable_gqa": groups > 1}
@@ -90,18 +84,15 @@ def choose_attention(step: Step) -> None:
             out = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, False, scale=scaling)
         else:  # "efficient", or flash with a mask, which flash attention cannot take
             key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-            bias = None if causal else _bias(mask, query, key)
-            kept = torch.is_grad_enabled()
-            out = aten._scaled_dot_product_efficient_attention(
-                query, key, value, bias, kept, 0.0, causal, scale=scaling
-            )
+            scores = (None if causal else _bias(mask, query, key), torch.is_grad_enabled(), 0.0, causal)
+            out = aten._scaled_dot_product_efficient_attention(query, key, value, *scores, scale=scaling)
         return out[0].transpose(1, 2).contiguous(), None
 
     real = step.attention == "eager" or (step.device == "cpu" and step.attention != "math")
     ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa_attention_forward if real else attend)
 
 
-def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """What is added to the scores: 0, or minus infinity where a pair of tokens is masked."""
     if mask.dtype == torch.bool:
         blocked = torch.full((), float("-inf"), dtype=query.dtype, device=query.device)
@@ -125,7 +116,7 @@ def choose_loss_head(step: Step, tracker: MemoryTracker) -> None:
     if step.device != "meta":
         return
 
-    def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:  # CUDA sums in fp32 without copies
+    def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:  # CUDA sums in fp32 without copies
         tracker.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
     trl_kernels._addmm_fp32 = add_product
@@ -143,9 +134,9 @@ class Autocast:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.kept: dict[int, torch.Tensor] | None = {}
+        self.kept: dict[int, Tensor] | None = {}
 
-    def linear(self, inputs: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, inputs: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
         """In place of `torch.nn.functional.linear`."""
         if weight.dtype is not torch.float32:
             return linear(inputs, weight, *bias)
@@ -160,7 +151,7 @@ class FusedSoftmax(torch.autograd.Function):
     """CUDA turns fp16 scores into fp32 probabilities in one kernel; the meta device would make an fp32 copy first."""
 
     @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
         """Nothing but the result."""
         probabilities = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         ctx.save_for_backward(probabilities)
@@ -168,7 +159,7 @@ class FusedSoftmax(torch.autograd.Function):
         return probabilities
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """With the kernel's own temporary."""
         (probabilities,) = ctx.saved_tensors
         product = gradient * probabilities
@@ -181,7 +172,7 @@ def choose_arithmetic(step: Step) -> Autocast:
     if step.autocast:
         functional.linear = autocast.linear
 
-    def softmax_of(scores: torch.Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
+    def softmax_of(scores: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
         if scores.is_meta and scores.dtype is torch.float16 and dtype is torch.float32:
             return FusedSoftmax.apply(scores)
         return softmax(scores, *args, dtype=dtype, **kwargs)
