@@ -141,7 +141,7 @@ def test_the_dry_runs_process_sees_no_card():
 
 
 def test_a_worker_whose_trl_lacks_a_name_says_which(monkeypatch):
-    """`missing_names` is the first thing that the process says; a step with TRL's head is then refused."""
+    """The process is asked before a plan is made; a step with TRL's head is refused."""
     from helpers.dryrun import patches
 
     monkeypatch.setattr("torch.is_autocast_enabled", torch.is_autocast_enabled)  # it is replaced, and this is no worker

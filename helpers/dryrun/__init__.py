@@ -72,34 +72,16 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._missing: list[str] = []
 
-    def missing_names(self) -> list[str]:
-        """The first thing that the process says."""
+    def ask(self, question: dict[str, Any] | None) -> dict[str, Any]:
+        """The answer to one question: the fields of a `Step`, or None for what is missing in TRL."""
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.dryrun.worker"],
-                cwd=Path(__file__).resolve().parents[2],
-                env=os.environ
-                | {"CUDA_VISIBLE_DEVICES": ""},  # importing bitsandbytes would take a context on the card
-                encoding="utf-8",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            self._missing = self._answer()["missing"]
-        return self._missing
-
-    def ask(self, step: Step) -> Peak:
-        """One question, one answer."""
-        self.missing_names()
-        return Peak(**self._answer(asdict(step)))
-
-    def _answer(self, question: dict[str, Any] | None = None) -> dict[str, Any]:
+            self._process = start()
+        process = self._process
+        assert process.stdout is not None  # it is a pipe
         try:
-            if question is not None:
-                print(json.dumps(question), file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
+            print(json.dumps(question), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
         except BaseException:  # an interrupted question must not be answered to the next one who asks
             self.stop()
             raise
@@ -119,6 +101,19 @@ class Worker:
             self._process = None
 
 
+def start() -> subprocess.Popen[str]:
+    """A new process of `helpers.dryrun.worker`. It sees no card: importing bitsandbytes would take a context on it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "helpers.dryrun.worker"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        encoding="utf-8",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 _worker = Worker()
 atexit.register(_worker.stop)
 
@@ -129,9 +124,9 @@ def measure(step: Step) -> Peak:
     Raises:
         DryRunError: the configuration is not a causal language model, or cannot be built.
     """
-    return _worker.ask(step)
+    return Peak(**_worker.ask(asdict(step)))
 
 
 def missing_names() -> list[str]:
     """Names of TRL that the dry run needs in order to follow its loss head, and that this version does not have."""
-    return _worker.missing_names()
+    return _worker.ask(None)["missing"]

@@ -30,8 +30,8 @@ class Block:
 
     def __init__(self, size: int, pool: str = "", before: Block | None = None) -> None:
         self.size, self.pool, self.free, self.number = size, pool, False, next(_numbers)
-        self.before = before or self
-        self.after = before.after if before else self
+        self.before: Block = before or self
+        self.after: Block = before.after if before else self
         self.before.after = self.after.before = self
 
     def absorb(self, after: Block) -> None:

@@ -129,22 +129,25 @@ def choose_loss_head(step: Step, tracker: MemoryTracker) -> None:
 
 
 class Autocast:
-    """What `torch.autocast` does to a QLoRA model, for the meta device, which it refuses: fp32 weights of linear layers (the
-    adapters) are cast for each multiplication. The casts are kept until the forward pass ends; set `kept` to None then."""
+    """What `torch.autocast` does to a QLoRA model, for the meta device, which it refuses.
+
+    fp32 weights of linear layers (the adapters) are cast for each multiplication. The casts are kept until the forward pass ends: set
+    `kept` to None then.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.kept: dict[int, Tensor] | None = {}
 
-    def linear(self, inputs: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
+    def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """In place of `torch.nn.functional.linear`."""
         if weight.dtype is not torch.float32:
-            return linear(inputs, weight, *bias)
+            return linear(input, weight, bias)
         if self.kept is None:
             cast = weight.to(self.dtype)
         elif (cast := self.kept.get(id(weight))) is None:
             cast = self.kept[id(weight)] = weight.to(self.dtype)
-        return linear(inputs.to(self.dtype), cast, *bias)
+        return linear(input.to(self.dtype), cast, bias)
 
 
 class FusedSoftmax(torch.autograd.Function):
@@ -172,10 +175,10 @@ def choose_arithmetic(step: Step) -> Autocast:
     if step.autocast:
         functional.linear = autocast.linear
 
-    def softmax_of(scores: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
-        if scores.is_meta and scores.dtype is torch.float16 and dtype is torch.float32:
-            return FusedSoftmax.apply(scores)
-        return softmax(scores, *args, dtype=dtype, **kwargs)
+    def fused(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+        if input.is_meta and input.dtype is torch.float16 and dtype is torch.float32:
+            return FusedSoftmax.apply(input)
+        return softmax(input, dim, _stacklevel, dtype)
 
-    functional.softmax = softmax_of
+    functional.softmax = fused
     return autocast

@@ -1,7 +1,7 @@
 """The process behind `helpers.dryrun`: runs one step of the real model on the meta device.
 
-Reads one `Step` as JSON per line, answers one `Peak` as JSON per line. It replaces functions of other libraries, which is why it is a
-process of its own and why nothing else may import it.
+Reads one `Step` as JSON per line, answers one `Peak` as JSON per line; null asks for the names that TRL lacks. It replaces functions
+of other libraries, which is why it is a process of its own and why nothing else may import it.
 """
 
 from __future__ import annotations
@@ -112,17 +112,20 @@ def serve() -> None:
     """Answer until the input ends. The model of the last question is kept: the next is often about another batch for it."""
     questions, answers = sys.stdin, sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not be taken for an answer
-    print(json.dumps({"missing": missing_names()}), file=answers, flush=True)
     built = model = None
     for line in questions:
-        step = Step(**json.loads(line))
-        wanted = [getattr(step, name) for name in BUILD_FIELDS]
+        question = json.loads(line)
         try:
-            if wanted != built:
-                built = model = None
-                gc.collect()
-                built, model = wanted, build(step)
-            answer = asdict(run(step, model))
+            if question is None:
+                answer: dict[str, Any] = {"missing": missing_names()}
+            else:
+                step = Step(**question)
+                wanted = [getattr(step, name) for name in BUILD_FIELDS]
+                if wanted != built:
+                    built = model = None
+                    gc.collect()
+                    built, model = wanted, build(step)
+                answer = asdict(run(step, model))
         except Exception as error:  # reported to the caller; the worker lives on
             built = model = None
             answer = {"error": f"{type(error).__name__}: {error}"}
