@@ -19,7 +19,7 @@ import nbformat
 
 from benchmarks.claims_measured import RECORD
 from helpers.hardware import KNOWN_GPUS
-from helpers.memory import GIB, QUANTIZATION_BLOCK, estimate, nf4_bytes, work
+from helpers.memory import GIB, QUANTIZATION_BLOCK, estimate, flops_and_bytes, nf4_bytes
 from helpers.registry import CATALOG, ModelShape
 from tools import course
 
@@ -81,7 +81,7 @@ def saving(of: ModelShape, micro_batch: int, seq_len: int) -> float:
 
 def more_work(of: ModelShape, micro_batch: int, seq_len: int) -> float:
     """Additional floating-point operations with checkpointing, as a share."""
-    off, on = (work(of, micro_batch, seq_len, mode)[0] for mode in ("off", "on"))
+    off, on = (flops_and_bytes(of, micro_batch, seq_len, mode)[0] for mode in ("off", "on"))
     return on / off - 1
 
 
@@ -263,14 +263,14 @@ def print_measured() -> None:
 
 def print_exact() -> None:
     """The memory rows again, by the dry run."""
-    from helpers.dryrun import Step, dry_run
+    from helpers.dryrun import Step, measure
     from helpers.memory import CUDA_CONTEXT
 
     for name in [*SEVEN, THIRTEEN]:
         for quantization in ("none", "nf4"):
             of, tokens = shape(name), 512
             formula = estimate(of, 1, tokens, quantization=quantization).total_bytes
-            exact = dry_run(Step(of.to_config(), 1, tokens, quantization=quantization)).allocated + CUDA_CONTEXT
+            exact = measure(Step(of.to_config(), 1, tokens, quantization=quantization)).allocated + CUDA_CONTEXT
             print(
                 f"{name:<28}{quantization:<6}{tokens} tokens: formula {formula / GIB:5.1f}, dry run {exact / GIB:5.1f} GiB, "
                 f"{formula / exact - 1:+.1%}",

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 from helpers import planner
 from helpers.config import TrainConfig
-from helpers.dryrun import DryRun, Step, dry_run
+from helpers.dryrun import Peak, Step, measure
 from helpers.hardware import AMPERE, KNOWN_GPUS, Gpu
 from helpers.plan import Plan
 from helpers.planner import DoesNotFit, make_plan
@@ -94,17 +94,17 @@ def chosen(of: Iterable[Case], exact: bool = False) -> Iterator[tuple[Case, Comb
 
     A step is dry-run once, for all cards; with `exact`, also where the formula leaves no doubt.
     """
-    known: dict[str, DryRun] = {}
+    known: dict[str, Peak] = {}
 
-    def once(step: Step) -> DryRun:
+    def once(step: Step) -> Peak:
         key = json.dumps(asdict(step), sort_keys=True)
         if key not in known:
-            known[key] = dry_run(step)
+            known[key] = measure(step)
         return known[key]
 
     # Batches for evaluation and generation are no part of a combination.
     with (
-        patch.object(planner, "dry_run", once),
+        patch.object(planner, "measure", once),
         patch.object(planner, "_plan_evaluation_and_generation", lambda _c, plan, _s, _e: plan),
     ):
         for card, model, length in of:

@@ -33,7 +33,7 @@ from benchmarks.gpu_model import lengths, make_tokenizer, prompts, random_model,
 from helpers import train as training
 from helpers.compat import get_checkpointing, repeat_shared_keys, triton_works, working_head
 from helpers.config import TrainConfig
-from helpers.dryrun import DryRun, Step, dry_run
+from helpers.dryrun import Peak, Step, measure
 from helpers.files import atomic_write
 from helpers.hardware import AMPERE, GIB, KNOWN_GPUS, MIB, Gpu, attention, compute_dtype, detect_gpu
 from helpers.models import _calculate_in, attach_lora, free_memory, generate, load_quantized, release_last_model
@@ -239,14 +239,14 @@ class Bench:
     tokenizer: Any
     result: Result
 
-    def predict(self, phase: str = "train", batch: int = 0, **changes: Any) -> DryRun:
+    def predict(self, phase: str = "train", batch: int = 0, **changes: Any) -> Peak:
         """The dry run of what is measured here: weights were not loaded from files, so without what loading leaves behind."""
-        return dry_run(replace(step_of(self.config, self.plan, self.shape, phase, batch), load_in="", **changes))
+        return measure(replace(step_of(self.config, self.plan, self.shape, phase, batch), load_in="", **changes))
 
     def plan_with(self, **changes: Any) -> None:
         """Change the plan by hand, and predict it anew."""
         self.plan = replace(self.plan, **changes)
-        self.plan = replace(self.plan, measured=dry_run(step_of(self.config, self.plan, self.shape)))
+        self.plan = replace(self.plan, measured=measure(step_of(self.config, self.plan, self.shape)))
 
     def trainer(self, folder: str, *, saving: bool = False, **steadiness: Any) -> tuple[OOMSafeTrainer, Watch, Shapes]:
         """The kit's own trainer, on texts in the order in which they were made. Without `saving` it only trains."""
@@ -267,7 +267,7 @@ class Bench:
         return trainer, watch, shapes
 
     @contextlib.contextmanager
-    def measured(self, name: str, predicted: DryRun) -> Iterator[dict[str, Any]]:
+    def measured(self, name: str, predicted: Peak) -> Iterator[dict[str, Any]]:
         """Record the peaks and seconds of what happens inside as the run `name`, beside what a dry run predicted; after an error too."""
         empty()
         torch.cuda.reset_peak_memory_stats()
@@ -442,7 +442,7 @@ def probe(case: Case, result: Result) -> None:
     card = detect_gpu()
     shape = CATALOG[case.model].shape
     before = torch.cuda.mem_get_info()[0]
-    dry_run(Step(model=shape.to_config(), micro_batch=1, seq_len=64))
+    measure(Step(model=shape.to_config(), micro_batch=1, seq_len=64))
     result.add(dry_run_took_mib=mib(before - torch.cuda.mem_get_info()[0]), flash=card.flash)
     began = time.perf_counter()
     result.add(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.memory_rows import step_from_row
 from helpers.config import TrainConfig
-from helpers.dryrun import Step, dry_run
+from helpers.dryrun import Step, measure
 from helpers.hardware import DATA_SHEETS, KNOWN_GPUS
 from helpers.memory import CUDA_CONTEXT, GIB, MIB, estimate
 from helpers.planner import DoesNotFit, make_plan
@@ -55,7 +55,7 @@ def t4() -> dict[str, tuple[float, float]]:
     rows = list(csv.DictReader(T4_ROWS.open(encoding="utf-8")))
     errors: dict[str, list[float]] = {"allocated": [], "reserved": []}
     for row in rows:
-        result = dry_run(step_from_row(row))
+        result = measure(step_from_row(row))
         for kind, values in errors.items():
             values.append(getattr(result, kind) / MIB / float(row[f"measured_peak_{kind}_mib"]) - 1)
         print(
@@ -84,7 +84,7 @@ def grid(models: list[str] = GRID_MODELS, tokens: list[int] = GRID_TOKENS) -> li
                     masked=micro_batch > 1,
                     attention="efficient" if micro_batch > 1 else "flash",
                 )
-                exact = dry_run(step).live_peak
+                exact = measure(step).live_peak
                 formula = estimate(
                     shape, micro_batch, seq_len, checkpointing=checkpointing, attention=step.attention, on_gpu=False
                 )
@@ -106,7 +106,7 @@ def speed() -> tuple[float, float]:
     teraflops, gigabytes = DATA_SHEETS["T4"]
     ideal, measured = [], []
     for row in rows:
-        result = dry_run(step_from_row(row))
+        result = measure(step_from_row(row))
         ideal.append(result.flops / (teraflops * 1e12) + result.bytes_moved / (gigabytes * 1e9))
         measured.append(float(row["measured_step_seconds"]))
     ratios = [real / best for real, best in zip(measured, ideal)]
@@ -157,7 +157,7 @@ def legacy() -> int:
             target_modules=["q_proj", "v_proj"],
             **settings,
         )
-        need = dry_run(step).reserved + CUDA_CONTEXT
+        need = measure(step).reserved + CUDA_CONTEXT
         fits = need <= KNOWN_GPUS["T4"].total_bytes
         agreed += fits == published
         print(

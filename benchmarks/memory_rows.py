@@ -10,7 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from helpers.dryrun import DryRunError, Step, dry_run
+from helpers.dryrun import DryRunError, Step, measure
 from helpers.memory import MIB
 
 FAMILY_BY_NAME = {
@@ -90,7 +90,7 @@ def main() -> int:
     writer.writeheader()
     for number, row in enumerate(rows, start=2):
         try:
-            result = dry_run(step_from_row(row))
+            result = measure(step_from_row(row))
         except (KeyError, ValueError, DryRunError) as error:
             parser.error(
                 f"{path}, line {number}: {type(error).__name__} {error}; the columns are those of benchmarks/data/t4_measured.csv"

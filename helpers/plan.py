@@ -9,7 +9,7 @@ from textwrap import fill
 from typing import Any
 
 from helpers.config import TrainConfig
-from helpers.dryrun import DryRun, Step
+from helpers.dryrun import Peak, Step
 from helpers.hardware import GIB, MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
 from helpers.registry import CATALOG, ModelShape, find_shape
@@ -45,7 +45,7 @@ class Plan:
     budget: int = 0
     memory: MemoryEstimate | None = None
     """The formula's parts; None where the model is not modeled."""
-    measured: DryRun | None = None
+    measured: Peak | None = None
     """The dry run that decided; None where the formula did."""
     reasons: list[str] = field(default_factory=list)
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from math import gcd
 
 from helpers.config import ConfigError, TrainConfig
-from helpers.dryrun import dry_run, missing_names
+from helpers.dryrun import measure, missing_names
 from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head, speed
-from helpers.memory import nf4_bytes, work
+from helpers.memory import flops_and_bytes, nf4_bytes
 from helpers.plan import Plan, budget, estimate_of, explain, lengths, step_of, suggest_alternatives, with_memory
 from helpers.registry import BaseModel, ModelShape, find_model_type, find_shape, resolve
 
@@ -120,7 +120,7 @@ def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: b
         if not plan.fits or (plan.offload and _host_bytes(config, plan, shape) > plan.gpu.ram_free_bytes * HOST_SHARE):
             continue
         if exact:
-            plan = replace(plan, measured=dry_run(step_of(config, plan, shape)))
+            plan = replace(plan, measured=measure(step_of(config, plan, shape)))
         if plan.fits:
             return plan
     return None
@@ -137,7 +137,7 @@ def _micro_batches(config: TrainConfig, base: Plan) -> list[int]:
 
 def _rough_seconds(config: TrainConfig, plan: Plan, shape: ModelShape) -> float:
     """Seconds of one optimizer step by the formula, to rank candidates. A small micro-batch unpacks the weights more often."""
-    flops, bytes_moved = work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
+    flops, bytes_moved = flops_and_bytes(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
     return plan.accumulation * speed(plan.gpu).seconds(flops, bytes_moved)
 
 
@@ -155,7 +155,7 @@ def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: Mode
     cuda, batch = plan.gpu.kind == "cuda", GENERATION_BATCH
     if not (cuda and exact and plan.measured):
         return replace(plan, eval_batch=plan.micro_batch, generation_batch=1 if cuda else batch)
-    while batch > 1 and dry_run(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
+    while batch > 1 and measure(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
         batch = (batch + 1) // 2
     return replace(plan, eval_batch=plan.micro_batch, generation_batch=batch)
 

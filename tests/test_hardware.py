@@ -8,7 +8,7 @@ import pytest
 
 from helpers import hardware
 from helpers.config import TrainConfig
-from helpers.dryrun import DryRun
+from helpers.dryrun import Peak
 from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, detect_gpu, loss_head
 from helpers.memory import CUDA_CONTEXT
 from helpers.plan import estimate_of, step_of
@@ -146,7 +146,7 @@ def test_the_context_of_the_driver_is_counted_once(fake_card):
     cards = [replace(T4, has_context=known) for known in (False, True)]
     ahead, here = (make_plan(TrainConfig(), card, LLAMA, exact=False) for card in cards)
     assert ahead.peak_bytes - here.peak_bytes == CUDA_CONTEXT
-    measured = DryRun(GIB, reserved=GIB, live_peak=GIB, resident=1, host=0, flops=1, bytes_moved=1, seconds=0.0)
+    measured = Peak(allocated=GIB, reserved=GIB, live_peak=GIB, resident=1, flops=1, bytes_moved=1)
     assert [replace(plan, measured=measured).peak_bytes for plan in (ahead, here)] == [GIB + CUDA_CONTEXT, GIB]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import memory_accuracy
-from helpers.dryrun import Step, dry_run
+from helpers.dryrun import Step, measure
 from helpers.hardware import KNOWN_GPUS, attention
 from helpers.memory import estimate
 from helpers.registry import CATALOG, FAMILIES, ModelShape
@@ -40,6 +40,6 @@ def test_the_formula_knows_every_family(family, checkpointing):
 
     shape = replace(FAMILY_SHAPES[family], num_hidden_layers=8)
     kernel = attention(KNOWN_GPUS["RTX 4060"], shape)[0]
-    exact = dry_run(Step(shape.to_config(), 1, 1024, checkpointing=checkpointing, attention=kernel)).live_peak
+    exact = measure(Step(shape.to_config(), 1, 1024, checkpointing=checkpointing, attention=kernel)).live_peak
     formula = estimate(shape, 1, 1024, checkpointing=checkpointing, attention=kernel, on_gpu=False).total_bytes
     assert -0.01 <= formula / exact - 1 <= 0.06

@@ -582,7 +582,7 @@ def test_a_dry_run_that_fails_is_said_in_place(panel, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("no torch <here>")
 
-    monkeypatch.setattr("helpers.planner.dry_run", fails)
+    monkeypatch.setattr("helpers.planner.measure", fails)
     panel.exact.click()
     assert (
         "no torch &lt;here&gt;" in panel.plan_view.value

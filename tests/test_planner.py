@@ -6,7 +6,7 @@ import pytest
 
 from helpers import menu
 from helpers.config import ConfigError, TrainConfig
-from helpers.dryrun import dry_run
+from helpers.dryrun import measure
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.menu import choose_model, fit_status
 from helpers.plan import step_of, suggest_alternatives
@@ -69,7 +69,7 @@ def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_t
     say(f"{card}, {model}: planned in {spent:.1f} s")
     assert spent < 25 * 1.5  # cold: the worker may have to start
     for phase, batch in (("evaluate", plan.eval_batch), ("generate", plan.generation_batch)):
-        assert dry_run(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated
+        assert measure(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated
     guessed = make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False)
     assert guessed.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.15)
 
@@ -83,7 +83,7 @@ def test_prompts_are_answered_in_large_batches_up_to_trainings_peak():
     assert 1 <= little.generation_batch < 48
     for batch, fits in ((little.generation_batch, True), (little.generation_batch * 2, False)):
         step = step_of(TrainConfig(), little, LLAMA_8B.shape, "generate", batch)
-        assert (dry_run(step).reserved <= little.measured.reserved) is fits
+        assert (measure(step).reserved <= little.measured.reserved) is fits
 
 
 def test_host_memory_for_offloading_is_counted_twice():

@@ -20,7 +20,7 @@ from helpers.data.tokens import (
     tokenize,
     with_tokens,
 )
-from helpers.memory import memory_at_lengths
+from helpers.memory import GIB, estimate
 from helpers.plots import length_chart
 from helpers.registry import CATALOG
 
@@ -194,7 +194,8 @@ def test_an_unknown_model_is_one_sentence(tmp_path):
 
 
 def test_the_length_chart_says_what_is_covered_and_what_more_would_cost():
-    memory = memory_at_lengths(CATALOG["Qwen2.5-1.5B-Instruct"].shape, (512, 1024))
+    shape = CATALOG["Qwen2.5-1.5B-Instruct"].shape
+    memory = {length: estimate(shape, 1, length).total_bytes / GIB for length in (512, 1024)}
     assert memory[1024] > memory[512] > 1
     figure = length_chart([100] * 97 + [900] * 3, 512, memory)
     said = [text.get_text() for axes in figure.axes for text in axes.texts]

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from helpers.config import ConfigError, TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu, attention, compute_dtype, loss_head, speed
-from helpers.memory import MemoryEstimate, estimate, work
+from helpers.memory import MemoryEstimate, estimate, flops_and_bytes
 from helpers.menu import choose_model, fit_status
 from helpers.panel.settings import problems, usable
 from helpers.plan import Plan
@@ -139,7 +139,7 @@ def _seconds_per_step(config: TrainConfig, plan: Plan, shape: ModelShape | None)
     if shape is None or not rate.source:
         return None
     return plan.accumulation * rate.seconds(
-        *work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
+        *flops_and_bytes(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
     )
 
 

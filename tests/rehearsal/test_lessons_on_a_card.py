@@ -415,7 +415,7 @@ def test_lesson_04_asks_the_dry_run_about_its_own_loop(monkeypatch):
     """Padded letters, all logits at once, nothing in host memory; and it prints the card's own figure beside it."""
     asked = []
     monkeypatch.setattr(
-        "helpers.dryrun.dry_run", lambda step: asked.append(step) or SimpleNamespace(live_peak=len(asked) * 2**30)
+        "helpers.dryrun.measure", lambda step: asked.append(step) or SimpleNamespace(live_peak=len(asked) * 2**30)
     )
     config = TrainConfig(name="course", model="Qwen2.5-1.5B-Instruct")
     plan = replace(make_plan(config, KNOWN_GPUS["T4"], exact=False), offload=True)
