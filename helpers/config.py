@@ -94,9 +94,7 @@ class TrainConfig:
         if not found["name"] and (not self.name or self.name.startswith(".") or set(self.name) & set('/\\:*?"<>|')):
             found["name"] = f"name={self.name!r} becomes a folder name: use letters, digits, - and _."
         if self.max_steps == 0:
-            found["max_steps"] = (
-                f"max_steps={self.max_steps!r} trains nothing: use a number of steps, or -1 to go by epochs."
-            )
+            found["max_steps"] = f"max_steps={self.max_steps!r} trains nothing: give a number, or -1 to go by epochs."
         batch, micro_batch = self.effective_batch_size, self.micro_batch_size
         if not (found["effective_batch_size"] or found["micro_batch_size"]) and micro_batch and batch % micro_batch:
             sizes = f"effective_batch_size={batch} is not divisible by micro_batch_size={micro_batch}"

@@ -82,11 +82,12 @@ class CompareView(widgets.VBox):
             except Exception as error:  # half written, gone, from another version: whatever a folder may bring up
                 broken.append(f"{self.root / name} ({type(error).__name__}: {error})")
         note = HOW_TO_CHOOSE if self.runs.options else f"No recorded runs in {self.root}/ yet: train first."
-        if broken:
-            note = f"Cannot be read: {'; '.join(broken)}. Delete the folder, or train that run again."
         if runs:
             table, figure = compare_runs(runs)
             html = f'<div class="ftk-scroll" tabindex="0">{table.to_html(index=False, border=0, na_rep="")}</div>'
-        self.note.value = f'<div class="ftk-small">{escape("" if runs and not broken else note)}</div>'
-        self.table.value = html
+            note = ""
+        if broken:
+            note = f"Cannot be read: {'; '.join(broken)}. Delete the folder, or train that run again."
+        self.note.value = f'<div class="ftk-small">{escape(note)}</div>'
         self.picture.draw(figure)
+        self.table.value = html

@@ -40,11 +40,11 @@ class Picture(widgets.Box):
 
     def draw(self, figure: Figure | None) -> None:
         """Show the figure, or nothing."""
-        self.layout.display = None if figure else "none"
         if figure:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=100)
             self.image.value = buffer.getvalue()
+        self.layout.display = None if figure else "none"
 
 
 class Control:

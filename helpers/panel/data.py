@@ -47,11 +47,8 @@ class DataView(widgets.VBox):
         self._offer()
 
     def _offer(self) -> None:
-        """Fill the menu with the samples and what was uploaded."""
         files = [file for folder in (SAMPLES, UPLOADS) if folder.is_dir() for file in sorted(folder.iterdir())]
         self.control.offer([(file.name, file.as_posix()) for file in files if file.suffix in KINDS])
-
-    # ------------------------------------------------------------------------------------------------ the check
 
     def _uploaded(self, change: dict[str, Any]) -> None:
         for name, content in uploads(change["new"]):
@@ -78,9 +75,7 @@ class DataView(widgets.VBox):
     def count_tokens(self, source: str, model: str, max_length: int) -> None:
         """The check with the tokenizer of `model`: tokens are counted, not guessed from characters."""
         self._tell("Reading the tokenizer and counting …")
-        self.count.disabled = True
         self._take(source, *_checked(source, model, max_length))
-        self.count.disabled = False
 
     def _take(self, source: str, report: Report | None, text: str) -> None:
         """Show what was found out about the config's data, and remember the lengths."""
@@ -95,8 +90,6 @@ class DataView(widgets.VBox):
     def _tell(self, text: str, problem: str = "") -> None:
         warning = f'<div class="ftk-reason" role="alert">{escape(problem)}</div>' if problem else ""
         self.report.value = f'{warning}<div class="ftk-report" tabindex="0" role="log">{escape(text)}</div>'
-
-    # ------------------------------------------------------------------------------------------------ lengths
 
     def training_examples(self, validation_share: float = 0.0) -> int | None:
         """How many are left to train on after the split, about; None before the check."""
@@ -128,10 +121,10 @@ def _checked(source: Any, model: str = "", max_length: int | None = None) -> tup
         from helpers.data import check_examples
         from helpers.data.tokens import load_tokenizer
 
-        report = check_examples(source, load_tokenizer(model) if model else None, max_length if model else None)
-    except ImportError as error:
-        return None, f"The check needs a package that is not installed here ({error}). pip install -r requirements.txt"
-    except Exception as error:  # DataError, and whatever else a broken file or tokenizer may bring up
+        report = check_examples(source, load_tokenizer(model) if model else None, max_length)
+    except (
+        Exception
+    ) as error:  # DataError, a missing package, and whatever else a broken file or tokenizer may bring up
         return None, str(error) or type(error).__name__
     if not model:  # here it is a button that names the model
         report.notes[:] = [TO_COUNT if note.startswith("tokens were not checked") else note for note in report.notes]

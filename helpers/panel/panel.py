@@ -164,7 +164,7 @@ class ControlPanel(widgets.VBox):
             if field not in wrong:  # what no widget can show is said below it
                 control.show(getattr(self.config, field))
         self.controls["num_train_epochs"].inputs[0].disabled = usable(self.config).max_steps > 0
-        self.undo.disabled = not self.settings.can_undo
+        self.undo.disabled = not self.settings.moves
         self.data.look(str(self.config.data))
         self._redraw()
 

@@ -40,7 +40,7 @@ class Preview:
     steps: int | None = None
     seconds: float | None = None  # of the whole training; None where the card's speed or the examples are unknown
     trainable: int | None = None
-    light: str = "no"  # or "fits", "tight", "unknown"
+    light: str = "no"  # or "fits", "tight", "not modeled"
 
 
 def this_machine() -> tuple[Gpu, str]:
@@ -105,7 +105,7 @@ def _plan(preview: Preview, config: TrainConfig, row: BaseModel, exact: bool) ->
         preview.memory = make_plan(smallest, boundless, row, exact=False).memory
         raise
     preview.plan, preview.memory = plan, plan.memory
-    preview.light = fit_status(config, gpu, row)[0] if shape else "unknown"
+    preview.light = fit_status(config, gpu, row)[0] if shape else "not modeled"
     step_seconds, rate = plan.seconds_per_step, speed(gpu)
     if step_seconds is None and shape and rate.source:
         amount = work(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)

@@ -36,7 +36,7 @@ class Settings:
         self.config = config
         self._clock = clock
         self._at_start = config.to_dict()
-        self._undone: list[dict[str, Any]] = []  # for each move, the fields that it changed, as they were before
+        self.moves: list[dict[str, Any]] = []  # for each, the fields that it changed, as they were before
         self._last_edit = 0.0
 
     def edit(self, changes: dict[str, Any]) -> str:
@@ -59,19 +59,14 @@ class Settings:
     def _remember(self, before: dict[str, Any]) -> None:
         now, earlier = self._clock(), self._last_edit
         self._last_edit = now
-        same_slider = len(before) == 1 and bool(self._undone) and self._undone[-1].keys() == before.keys()
+        same_slider = len(before) == 1 and bool(self.moves) and self.moves[-1].keys() == before.keys()
         if not (same_slider and now - earlier < ONE_MOVE_SECONDS):
-            self._undone.append(before)
-
-    @property
-    def can_undo(self) -> bool:
-        """Is there a move to take back?"""
-        return bool(self._undone)
+            self.moves.append(before)
 
     def undo(self) -> None:
         """Take back the last move."""
-        if self._undone:
-            vars(self.config).update(self._undone.pop())
+        if self.moves:
+            vars(self.config).update(self.moves.pop())
 
     def reset(self) -> str:
         """Everything as it was when the panel was made; can be undone."""

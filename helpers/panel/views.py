@@ -15,12 +15,7 @@ from helpers.plan import Plan, budget
 from helpers.plots import MUTED, PART_COLORS
 from helpers.registry import CATALOG, ModelShape
 
-LIGHTS = {
-    "fits": ("#2e9e5b", "●", "fits"),
-    "tight": ("#d99a1c", "◐", "tight"),
-    "no": ("#d64545", "○", "no"),
-    "unknown": ("#7a7a7a", "?", "not modeled"),
-}
+LIGHTS = {"fits": ("#2e9e5b", "●"), "tight": ("#d99a1c", "◐"), "no": ("#d64545", "○"), "not modeled": ("#7a7a7a", "?")}
 TEXT_COLUMNS = 120
 STYLE = f"<style>{(Path(__file__).parent / 'panel.css').read_text(encoding='utf-8')}</style>"
 
@@ -64,7 +59,8 @@ def _amount(size: float) -> str:
 
 
 def _part(size: float, whole: float) -> str:
-    return f"{size / GIB:.3g} of {whole / GIB:.1f} GiB"
+    part = f"{size / GIB:.1f}" if size >= GIB / 10 else _amount(size)
+    return f"{part} of {whole / GIB:.1f} GiB"
 
 
 def _time_text(preview: Preview) -> str:
@@ -148,21 +144,20 @@ def _parameters(number: int) -> str:
 
 def model_line(preview: Preview) -> str:
     """The chosen model with its traffic light, license and gating."""
-    color, _, word = LIGHTS[preview.light]
     row = BY_ID.get(preview.model)
     rights = f"license: {row.license}" if row else "not on the menu: read its card"
     gate = "; gated: accept its license on the Hub first" if row and row.gated else ""
     words = f"{_card_name(preview.gpu)}: {preview.model} ({preview.why_model}); {rights}{gate}"
-    sign = f'<span style="color:{color};font-size:15px" aria-hidden="true">●</span>'
-    return f'<div class="ftk-small">{sign} <b>{word}</b> on {escape(words)}</div>'
+    sign = f'<span style="color:{LIGHTS[preview.light][0]};font-size:15px" aria-hidden="true">●</span>'
+    return f'<div class="ftk-small">{sign} <b>{preview.light}</b> on {escape(words)}</div>'
 
 
 def model_menu(config: TrainConfig, gpu: Gpu) -> list[tuple[str, str]]:
     """(label with its traffic light, name) of every model: what fits, how big, under which license."""
     menu = [("auto: the best model that fits this card", "auto")]
     for name, row in CATALOG.items():
-        _, sign, word = LIGHTS[fit_status(config, gpu, row)[0]]
-        words = [f"{sign} {word}", name, _parameters(row.shape.parameters()), row.license]
+        light = fit_status(config, gpu, row)[0]
+        words = [f"{LIGHTS[light][1]} {light}", name, _parameters(row.shape.parameters()), row.license]
         menu.append((" · ".join([*words, "gated"] if row.gated else words), name))
     return menu
 
@@ -204,7 +199,7 @@ def summary(config: TrainConfig, preview: Preview, coverage: str) -> str:
     sizes = ", ".join(f"{name} {_amount(size)}" for name, size in parts)
     lines = [
         f"card    {preview.gpu}",
-        f"model   {preview.model}: {LIGHTS[preview.light][2]} ({preview.why_model})",
+        f"model   {preview.model}: {preview.light} ({preview.why_model})",
         f"plan    {plan_text(preview)}",
         *([f"        {cut}"] if (cut := shortened(preview, config.max_length)) else []),
         f"learns  {trainable_text(preview)}",
