@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from helpers.hardware import GIB
 from helpers.panel.controls import Picture, labeled
+from helpers.panel.views import div
 from helpers.plots import comparison_chart
 from helpers.runs import Run
 
@@ -88,6 +88,6 @@ class CompareView(widgets.VBox):
             note = ""
         if broken:
             note = f"Cannot be read: {'; '.join(broken)}. Delete the folder, or train that run again."
-        self.note.value = f'<div class="ftk-small">{escape(note)}</div>'
+        self.note.value = div("small", note)
         self.picture.draw(figure)
         self.table.value = html

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from html import escape
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from helpers.panel.settings import FIELDS
+from helpers.panel.views import div
 
 STYLE = {"description_width": "128px"}
 WIDEST = "640px"
@@ -92,9 +92,7 @@ class Control:
     def say(self, hint: str, reason: str, lessons: bool) -> None:
         """What stands under the control: why a value does not work, what it means, and on request what the field is."""
         self.hint, self.reason = hint, reason
-        text = f'<div class="ftk-reason" role="alert">{escape(self.reason)}</div>' if self.reason else ""
-        lines = [self.hint, self.lesson if lessons else ""]
-        text += "".join(f'<div class="ftk-hint">{escape(line)}</div>' for line in lines if line)
+        text = div("reason", reason) + div("hint", hint) + div("hint", self.lesson if lessons else "")
         if self.note.value != text:
             self.note.value = text
             self.note.layout.display = None if text else "none"

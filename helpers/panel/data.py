@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from helpers.panel.controls import Menu, Picture, labeled
+from helpers.panel.views import div
 from helpers.plots import length_chart
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ class DataView(widgets.VBox):
         self.changed()
 
     def _tell(self, text: str, problem: str = "") -> None:
-        warning = f'<div class="ftk-reason" role="alert">{escape(problem)}</div>' if problem else ""
-        self.report.value = f'{warning}<div class="ftk-report" tabindex="0" role="log">{escape(text)}</div>'
+        self.report.value = (
+            f'{div("reason", problem)}<div class="ftk-report" tabindex="0" role="log">{escape(text)}</div>'
+        )
 
     def training_examples(self, validation_share: float = 0.0) -> int | None:
         """How many are left to train on after the split, about; None before the check."""

@@ -145,7 +145,7 @@ class ControlPanel(widgets.VBox):
         if reason and control is not None:
             control.say(control.hint, f"Not taken: {reason}", self.lessons.value)
         elif reason:
-            self.plan_view.value = views.problem(f"Not taken: {reason}") + self.plan_view.value
+            self.plan_view.value = views.div("problem", f"Not taken: {reason}") + self.plan_view.value
 
     # ------------------------------------------------------------------------------------------------ config -> views
 
@@ -184,7 +184,7 @@ class ControlPanel(widgets.VBox):
         self.plan_view.value = views.plan_line(preview, self.config.max_length)
         self.bar_view.value = views.memory_bar(preview)
         self.model_view.value = views.model_line(preview)
-        self.share_view.value = views.small(views.trainable_text(preview))
+        self.share_view.value = views.div("small", views.trainable_text(preview))
         self.reasons_view.value = views.reasons(preview)
         self._annotate()
 
@@ -222,7 +222,7 @@ class ControlPanel(widgets.VBox):
             self._show(preview)
         except Exception as error:  # shown in place: an error in a callback is seen by nobody
             self._show(self.preview)
-            self.plan_view.value = views.problem(f"The dry run failed: {error}") + self.plan_view.value
+            self.plan_view.value = views.div("problem", f"The dry run failed: {error}") + self.plan_view.value
         finally:
             self.exact.disabled, self.exact.description = False, "Exact"
 

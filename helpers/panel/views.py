@@ -20,14 +20,10 @@ TEXT_COLUMNS = 120
 STYLE = f"<style>{(Path(__file__).parent / 'panel.css').read_text(encoding='utf-8')}</style>"
 
 
-def problem(text: str) -> str:
-    """What is wrong, as HTML."""
-    return f'<div class="ftk-problem" role="alert">{escape(text)}</div>'
-
-
-def small(text: str) -> str:
-    """A side remark, as HTML."""
-    return f'<div class="ftk-small">{escape(text)}</div>'
+def div(kind: str, text: str) -> str:
+    """Text as HTML in one of the styles of panel.css; what is wrong is read aloud by screen readers. No text, no element."""
+    role = ' role="alert"' if kind in ("reason", "problem") else ""
+    return f'<div class="ftk-{kind}"{role}>{escape(text)}</div>' if text else ""
 
 
 # ------------------------------------------------------------------------------------------------ the plan and its memory
@@ -84,17 +80,16 @@ def shortened(preview: Preview, wanted: int) -> str:
 def plan_line(preview: Preview, wanted_length: int) -> str:
     """The plan line as HTML, or in plain words why there is none."""
     if preview.plan is None:
-        return problem(preview.problem)
-    cut = shortened(preview, wanted_length)
+        return div("problem", preview.problem)
     line = f'<div class="ftk-plan" aria-live="polite">{escape(plan_text(preview))}</div>'
-    return line + (problem(cut) if cut else "")
+    return line + div("problem", shortened(preview, wanted_length))
 
 
 def memory_bar(preview: Preview) -> str:
     """One stacked bar against the line of what the card can give: `helpers.plots.memory_chart`, redrawn in no time."""
     if preview.memory is None:
         why = "these settings cannot work" if preview.shape else "the formula does not know this model"
-        return small(f"No memory bar: {why}.")
+        return div("small", f"No memory bar: {why}.")
     card, whole, parts = budget(preview.gpu), preview.memory.total_bytes, preview.memory.parts
     peak = preview.plan.peak_bytes if preview.plan else whole  # the dry run's, where it has decided
     percent = 100 / (max(card, peak) * 1.03)
