@@ -113,8 +113,8 @@ class TrainConfig:
 
 def _problem(item: Field[Any], value: Any) -> str:
     """Why a field cannot have this value; "" if it can."""
-    if not _has_type(value, item.type):
-        return f"{item.name}={value!r} must be {TYPES[item.type]}, such as {item.default!r}."
+    if not _has_type(value, str(item.type)):
+        return f"{item.name}={value!r} must be {TYPES[str(item.type)]}, such as {item.default!r}."
     choices = item.metadata.get("choices")
     if choices and value not in choices:
         return f"{item.name}={value!r} must be one of {', '.join(map(repr, choices))}."

@@ -30,7 +30,9 @@ def test_what_differs_and_what_came_of_it_stand_side_by_side(tmp_path):
     for run in runs:
         run.save()
         (run.folder / "history.jsonl").write_text("")
-    assert list(compare_runs([tmp_path / "one", tmp_path / "two"])[0]["r"]) == [4, 8], "from disk alone"
+    assert list(compare_runs([Run.load(tmp_path / "one"), Run.load(tmp_path / "two")])[0]["r"]) == [4, 8], (
+        "from disk alone"
+    )
 
 
 def test_a_run_without_a_trained_evaluation_can_be_compared(tmp_path):

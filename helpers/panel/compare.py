@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -19,13 +19,8 @@ MOST_ROWS = 8
 HOW_TO_CHOOSE = "Choose two or more with Ctrl or Shift."
 
 
-def compare_runs(runs: Iterable[Run | str | Path]) -> tuple[pd.DataFrame, Figure]:
-    """(table, chart) of recorded runs: the settings that differ, the best validation loss and its step, time, peak memory.
-
-    Args:
-        runs: `Run` objects or run folders, in the order to show.
-    """
-    runs = [run if isinstance(run, Run) else Run.load(run) for run in runs]
+def compare_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, Figure]:
+    """(table, chart) of recorded runs: the settings that differ, the best validation loss and its step, time, peak memory."""
     settings = pd.DataFrame([run.settings for run in runs]).drop(columns=["name", "data_sha256"], errors="ignore")
     differing = [field for field in settings if settings[field].map(repr).nunique() > 1]
     rows, histories = [], {}

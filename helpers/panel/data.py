@@ -80,9 +80,10 @@ class DataView(widgets.VBox):
 
     def _take(self, source: str, report: Report | None, text: str) -> None:
         """Show what was found out about the config's data, and remember the lengths."""
-        self.checked, self.counted = source, report is not None and report.tokens is not None
-        if self.counted:
-            self.lengths = report.tokens.lengths
+        tokens = report.tokens if report else None
+        self.checked, self.counted = source, tokens is not None
+        if tokens is not None:
+            self.lengths = tokens.lengths
         else:
             self.lengths = [_guessed_tokens(example) for example in (report.examples if report else [])]
         self._tell(text)

@@ -53,11 +53,11 @@ class ControlPanel(widgets.VBox):
         self.config, self.settings = config, Settings(config)
         machine, label = (gpu, str(gpu)) if gpu else this_machine()
         self.cards = {label: machine} | KNOWN_GPUS
-        self.preview: Preview | None = None
+        self.preview = preview_of(config, machine)
         self._exact_for = self._lights_for = ""  # the state that the dry run's plan, and the menu's lights, speak of
         self._pending: asyncio.TimerHandle | None = None
 
-        self.controls = {row.field: row.kind(row, self._edited) for row in CONTROLS}
+        self.controls: dict[str, Any] = {row.field: row.kind(row, self._edited) for row in CONTROLS}
         self.plan_view = widgets.HTML(layout=WIDE | {"flex": "1 1 320px", "min_width": "0"})
         self.bar_view, self.model_view = widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
         self.share_view, self.reasons_view = widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
@@ -73,7 +73,6 @@ class ControlPanel(widgets.VBox):
         self.add_class("ftk-panel")
         _PANELS.append(self)
         self.refresh()
-        self._redraw_slowly()  # whoever opens it sees the whole menu at once
 
     # ------------------------------------------------------------------------------------------------ assembling
 
@@ -129,15 +128,14 @@ class ControlPanel(widgets.VBox):
     def _open_section(self) -> None:
         for name, section in self.sections.items():
             section.layout.display = None if name == self.chooser.value else "none"
-        if self.preview is not None:
-            self._redraw_slowly()
+        self._redraw_slowly()
 
     # ------------------------------------------------------------------------------------------------ widget -> config
 
     def _edited(self, field: str, value: Any) -> None:
         self._applied(self.settings.edit({field: value}), self.controls[field])
 
-    def _applied(self, reason: str | None, control: Control | None = None) -> None:
+    def _applied(self, reason: str, control: Control | None = None) -> None:
         """After a change: every panel on this config shows it; a change that was refused says why."""
         for panel in {*_PANELS, self}:
             if panel.config is self.config:
@@ -170,8 +168,9 @@ class ControlPanel(widgets.VBox):
 
     def _redraw(self) -> None:
         """What follows every move at once: the plan, its bar, and what stands next to the controls."""
-        exact = self.preview is not None and self._exact_for == self._state()
-        self._show(self.preview if exact else preview_of(self.config, self.gpu, self.data.training_examples()))
+        if self._exact_for != self._state():
+            self.preview = preview_of(self.config, self.gpu, self.data.training_examples())
+        self._show(self.preview)
         if self._pending is not None:
             self._pending.cancel()
         try:  # the slower views wait until nobody moves a slider any more

@@ -63,10 +63,11 @@ class Settings:
         if not (same_slider and now - earlier < ONE_MOVE_SECONDS):
             self.moves.append(before)
 
-    def undo(self) -> None:
-        """Take back the last move."""
+    def undo(self) -> str:
+        """Take back the last move. Returns "", as an edit that was taken does."""
         if self.moves:
             vars(self.config).update(self.moves.pop())
+        return ""
 
     def reset(self) -> str:
         """Everything as it was when the panel was made; can be undone."""

@@ -126,7 +126,7 @@ def reasons(preview: Preview) -> str:
 
 def trainable_text(preview: Preview) -> str:
     """How much of the model learns."""
-    if preview.trainable is None:
+    if preview.trainable is None or preview.shape is None:
         return "trainable parameters: not known for this model and these layers"
     whole = preview.shape.parameters()
     share = preview.trainable / (whole + preview.trainable)
