@@ -299,7 +299,7 @@ def test_the_preset_for_8_gb_fits_models_up_to_3b_on_8_gb():
 
 
 def test_reset_brings_the_beginning_back_and_can_be_undone(config, panel):
-    panel.preset_buttons["thorough"].click()
+    panel.preset_buttons["Thorough"].click()
     panel.reset.click()
     assert config == TrainConfig(model="Llama-3.1-8B-Instruct")
     panel.undo.click()

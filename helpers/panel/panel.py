@@ -80,7 +80,7 @@ class ControlPanel(widgets.VBox):
         """What is always in sight: presets and undo, the plan, its memory bar."""
         self.preset_buttons = {}
         for name, preset in PRESETS.items():
-            self.preset_buttons[name] = button = labeled(widgets.Button, preset.label, preset.lesson)
+            self.preset_buttons[name] = button = labeled(widgets.Button, name, preset.lesson)
             button.on_click(lambda _, name=name: self._applied(self.settings.edit(PRESETS[name].changes)))
         lesson = "Takes back the last move, as often as you like."
         self.undo = labeled(widgets.Button, "Undo", lesson, icon="undo")

@@ -1,6 +1,6 @@
 """Good starting points, as plain changes to the config: what a careful colleague would set before looking closer.
 
-config = TrainConfig(**PRESETS["gentle"].changes)
+config = TrainConfig(**PRESETS["Gentle"].changes)
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from helpers.panel.settings import FIELDS
 class Preset(NamedTuple):
     """Some fields of `TrainConfig` with their values, and when to take them. Fields that are not named stay as they are."""
 
-    label: str
     lesson: str
     changes: dict[str, Any]
 
@@ -33,21 +32,16 @@ _SMALL = _defaults("quantization gradient_checkpointing micro_batch_size r lora_
 _SMALL |= {"effective_batch_size": 8, "max_length": 512}
 
 PRESETS = {
-    "gentle": Preset(
-        "Gentle",
+    "Gentle": Preset(
         "Few examples, or a model that should change little: small adapter, small steps, an early stop.",
         _STANDARD | _GENTLE,
     ),
-    "standard": Preset(
-        "Standard", "The kit's own defaults: right for a few hundred to a few thousand examples.", _STANDARD
-    ),
-    "thorough": Preset(
-        "Thorough",
+    "Standard": Preset("The kit's own defaults: right for a few hundred to a few thousand examples.", _STANDARD),
+    "Thorough": Preset(
         "Every example three times, a bigger adapter, and more looks at the validation loss: three times as long.",
         _STANDARD | _THOROUGH,
     ),
     "8 GB card": Preset(
-        "8 GB card",
         "4-bit weights, no dropout, 512 tokens, and the planner free to choose: models up to 3B fit 8 GB this way.",
         _SMALL,
     ),
