@@ -321,7 +321,7 @@ def test_the_config_edited_behind_the_panels_back_wins(config, panel):
     config.r, config.learning_rate = 48, 3e-5
     panel.controls["lora_alpha"].inputs[0].value = 64
     assert (config.r, config.learning_rate) == (48, 3e-5)
-    assert panel.controls["r"].read() == 48 and panel.controls["learning_rate"].read() == 3e-5
+    assert (panel.controls["r"].read(), panel.controls["learning_rate"].read()) == (48, 3e-5)
     panel.undo.click()
     assert (config.r, config.lora_alpha) == (48, 32)
 
