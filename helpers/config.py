@@ -4,120 +4,130 @@
     config.max_length = 1024        # change a field whenever you like: nothing happens until you train
     config.check()                  # says what is wrong and how to mend it
 
-Fields have the names that `LoraConfig` and `SFTConfig` use, so what you learn here you can use anywhere.
+Fields have the names that `LoraConfig` and `SFTConfig` use, so what you learn here you can use anywhere. What a field means and which
+values work is declared once, in its metadata: `check()` and the panel's tooltips and menus come from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import operator
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
+
+BOUNDS = {"minimum": operator.ge, "maximum": operator.le, "above": operator.gt, "below": operator.lt}
+TYPES = {"int": "a whole number", "float": "a number", "str": "a text in quotes", "str | list[str]": "names of layers"}
 
 
 class ConfigError(ValueError):
     """A setting that cannot work. The message names the setting, the reason and the fix."""
 
 
+def setting(default: Any, explanation: str, **limits: Any) -> Any:
+    """A field of `TrainConfig`, described by its metadata as transformers' `HfArgumentParser` does it.
+
+    Args:
+        limits: which values work: `choices`, or some of `minimum`, `maximum`, `above`, `below` (these two are excluded themselves).
+    """
+    return field(default=default, metadata={"help": explanation} | limits)
+
+
 @dataclass
 class TrainConfig:
     """Everything that decides what a training run does. Memory settings (micro-batch, checkpointing) are the planner's."""
 
-    name: str = "run"
-    """Name of the run folder: `runs/<name>`."""
-    model: str = "auto"
-    """A name from the menu (`helpers.registry`), a local folder, any Hub id, or "auto": the best fit for this machine."""
-    data: str = "data_samples/customer_support.jsonl"
-    """The file with your examples."""
-    validation_share: float = 0.15
-    """Part of the examples held out and never trained on. 0.10 to 0.20 is usual."""
-    max_eval_samples: int = 48
-    """At most this many held-out examples are used for each evaluation during training, so that it stays short."""
-    num_evaluations: int = 8
-    """How often the validation loss is measured during training (and once before the first step)."""
-    early_stopping_patience: int = 3
-    """Stop after so many measurements in a row without a new best validation loss; 0 trains to the end."""
+    name: str = setting("run", "Name of the run folder: runs/<name>.")
+    model: str = setting(
+        "auto", 'A name from the menu, a local folder, any Hub id, or "auto": the best that fits here.'
+    )
+    data: str = setting("data_samples/customer_support.jsonl", "The file with your examples.")
+    validation_share: float = setting(
+        0.15, "Part of the examples held out and never trained on. 0.10 to 0.20 is usual.", above=0, below=0.5
+    )
+    max_eval_samples: int = setting(48, "Most held-out examples for one evaluation during training.", minimum=1)
+    num_evaluations: int = setting(8, "How often the validation loss is measured, besides before step 1.", minimum=1)
+    early_stopping_patience: int = setting(
+        3, "Stop after so many evaluations in a row without a new best validation loss; 0 trains to the end.", minimum=0
+    )
 
-    quantization: str = "nf4"
-    """"nf4": 4-bit base weights (QLoRA). "none": 16-bit base weights (plain LoRA)."""
-    r: int = 16
-    """Rank of the LoRA matrices: how much the adapter can learn. Nearly free in memory."""
-    lora_alpha: int = 32
-    """The adapter's output is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.0
-    """Share of the adapter's inputs set to zero while training. 0.05 helps on very small data; it costs memory and time."""
-    target_modules: str | list[str] = "all-linear"
-    """Which layers get an adapter: "all-linear", or names such as ["q_proj", "v_proj"]."""
+    quantization: str = setting(
+        "nf4", '"nf4": 4-bit base weights (QLoRA). "none": 16-bit base weights (plain LoRA).', choices=("nf4", "none")
+    )
+    r: int = setting(16, "Rank of the LoRA matrices: how much the adapter can learn. Nearly free in memory.", minimum=1)
+    lora_alpha: int = setting(32, "The adapter's output is multiplied by lora_alpha / r.", minimum=1)
+    lora_dropout: float = setting(
+        0.0,
+        "Share of the adapter's inputs zeroed; 0.05 helps on little data, costs memory and time.",
+        minimum=0,
+        below=1,
+    )
+    target_modules: str | list[str] = setting(  # noqa: RUF009
+        "all-linear", 'Which layers get an adapter: "all-linear", or names such as ["q_proj", "v_proj"].'
+    )
 
-    max_length: int = 512
-    """Longest example in tokens (prompt and answer together)."""
-    effective_batch_size: int = 8
-    """Examples per optimizer step = micro-batch x gradient accumulation. The planner chooses the two factors."""
-    micro_batch_size: int = 0
-    """Examples that go through the model at once; 0 lets the planner choose. Must divide effective_batch_size."""
-    gradient_checkpointing: str = "auto"
-    """Compute activations twice instead of keeping them: "auto" (only if memory needs it), "on" or "off"."""
-    num_train_epochs: float = 1.0
-    """How often each training example is seen."""
-    max_steps: int = -1
-    """Stop after this many optimizer steps; -1 means: go by epochs."""
-    learning_rate: float = 2e-4
-    """Step size. 1e-4 to 5e-4 is usual for LoRA."""
-    warmup_ratio: float = 0.1
-    """Part of the steps during which the learning rate rises from zero."""
-    lr_scheduler_type: str = "cosine"
-    """How the learning rate falls afterwards: "cosine", "linear" or "constant_with_warmup"."""
-    seed: int = 42
-    """Same seed, same data, same settings: same run."""
+    max_length: int = setting(512, "Longest example in tokens (prompt and answer together).", minimum=1, maximum=2**20)
+    effective_batch_size: int = setting(
+        8, "Examples per optimizer step = micro-batch x gradient accumulation.", minimum=1, maximum=10_000
+    )  # the planner tries every divisor
+    micro_batch_size: int = setting(
+        0, "Examples per forward pass, a divisor of effective_batch_size; 0 lets the planner choose.", minimum=0
+    )
+    gradient_checkpointing: str = setting(
+        "auto", "Compute activations twice to save memory; auto: only if needed.", choices=("auto", "on", "off")
+    )
+    num_train_epochs: float = setting(1.0, "How often each training example is seen.", above=0, maximum=1000)
+    max_steps: int = setting(-1, "Stop after this many optimizer steps; -1 means: go by epochs.", minimum=-1)
+    learning_rate: float = setting(2e-4, "Step size. 1e-4 to 5e-4 is usual for LoRA.", above=0)
+    warmup_ratio: float = setting(0.1, "Part of the steps during which the rate rises from zero.", minimum=0, below=1)
+    lr_scheduler_type: str = setting(
+        "cosine",
+        "How the learning rate falls after the warmup.",
+        choices=("cosine", "linear", "constant_with_warmup", "constant", "polynomial", "inverse_sqrt"),
+    )
+    seed: int = setting(42, "Same seed, data and settings: same run.", minimum=0, maximum=2**32 - 1)  # NumPy's limit
 
     def __post_init__(self) -> None:
         self.check()
 
+    def problems(self) -> dict[str, str]:
+        """Setting -> why it cannot work and what would; empty if all is well."""
+        found = {item.name: _problem(item, getattr(self, item.name)) for item in fields(self)}
+        if not found["name"] and (not self.name or self.name.startswith(".") or set(self.name) & set('/\\:*?"<>|')):
+            found["name"] = f"name={self.name!r} becomes a folder name: use letters, digits, - and _."
+        if self.max_steps == 0:
+            found["max_steps"] = f"max_steps={self.max_steps!r} trains nothing: give a number, or -1 to go by epochs."
+        batch, micro_batch = self.effective_batch_size, self.micro_batch_size
+        if not (found["effective_batch_size"] or found["micro_batch_size"]) and micro_batch and batch % micro_batch:
+            sizes = f"effective_batch_size={batch} is not divisible by micro_batch_size={micro_batch}"
+            found["effective_batch_size"] = f"{sizes}: choose a divisor, or 0 to let the planner choose."
+        return {name: problem for name, problem in found.items() if problem}
+
     def check(self) -> None:
         """Raise `ConfigError` with one line per setting that cannot work."""
-        at_least_one = ["r", "lora_alpha", "max_length", "effective_batch_size", "max_eval_samples", "num_evaluations"]
-        rules = [
-            (
-                not self.name or any(c in self.name for c in '/\\:*?"<>|') or self.name.startswith("."),
-                f"name={self.name!r} becomes a folder name: use letters, digits, - and _.",
-            ),
-            (
-                not 0 < self.validation_share < 0.5,
-                f"validation_share={self.validation_share} must lie between 0 and 0.5; 0.15 is a good start.",
-            ),
-            (self.quantization not in ("nf4", "none"), f'quantization={self.quantization!r} must be "nf4" or "none".'),
-            (
-                self.gradient_checkpointing not in ("auto", "on", "off"),
-                f'gradient_checkpointing={self.gradient_checkpointing!r} must be "auto", "on" or "off".',
-            ),
-            (not 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout} must be at least 0 and below 1."),
-            (
-                self.learning_rate <= 0,
-                f"learning_rate={self.learning_rate} must be above 0; 2e-4 is a good start for LoRA.",
-            ),
-            (not 0 <= self.warmup_ratio < 1, f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1."),
-            (
-                self.early_stopping_patience < 0,
-                f"early_stopping_patience={self.early_stopping_patience} must be a number of evaluations, or 0 to switch it off.",
-            ),
-            (self.num_train_epochs <= 0, f"num_train_epochs={self.num_train_epochs} must be above 0; 1 to 3 is usual."),
-            (
-                self.max_steps == 0 or self.max_steps < -1,
-                f"max_steps={self.max_steps} must be a number of steps, or -1 to go by epochs.",
-            ),
-            (
-                self.micro_batch_size < 0
-                or (self.micro_batch_size > 0 and self.effective_batch_size % self.micro_batch_size != 0),
-                f"effective_batch_size={self.effective_batch_size} is not divisible by micro_batch_size={self.micro_batch_size}: "
-                "choose a divisor, or 0 to let the planner choose.",
-            ),
-            *[
-                (getattr(self, field) < 1, f"{field}={getattr(self, field)} must be at least 1.")
-                for field in at_least_one
-            ],
-        ]
-        problems = [message for wrong, message in rules if wrong]
-        if problems:
-            raise ConfigError("\n".join(problems))
+        if problems := self.problems():
+            raise ConfigError("\n".join(problems.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, as they are written to the run folder."""
         return asdict(self)
+
+
+def _problem(item: Field[Any], value: Any) -> str:
+    """Why a field cannot have this value; "" if it can."""
+    if not _has_type(value, str(item.type)):
+        return f"{item.name}={value!r} must be {TYPES[str(item.type)]}, such as {item.default!r}."
+    choices = item.metadata.get("choices")
+    if choices and value not in choices:
+        return f"{item.name}={value!r} must be one of {', '.join(map(repr, choices))}."
+    limits = {bound: limit for bound, limit in item.metadata.items() if bound in BOUNDS}
+    if all(BOUNDS[bound](value, limit) for bound, limit in limits.items()):
+        return ""
+    allowed = ", ".join(f"{bound} {limit}" for bound, limit in limits.items())
+    return f"{item.name}={value!r} is out of range ({allowed}); {item.default!r} is the default."
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    if annotation.startswith("str"):
+        names = value if isinstance(value, (list, tuple)) and "list" in annotation else [value]
+        return len(names) > 0 and all(isinstance(name, str) for name in names)
+    number = int if annotation == "int" else (int, float)
+    return isinstance(value, number) and not isinstance(value, bool) and abs(value) < float("inf")  # nor nan

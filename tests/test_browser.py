@@ -24,23 +24,18 @@ BROKEN = '{"instruction": "What is a teapot?", "output": ""}\n{"instruction": oo
 SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 
 
-def required() -> bool:
-    return os.environ.get("CI", "").lower() == "true"
-
-
 @pytest.fixture(scope="module")
 def browser():
     try:
         from playwright.sync_api import sync_playwright
 
-        path, why = (
-            find_browser(),
-            "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)",
-        )
+        path = find_browser()
+        why = "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)"
     except ImportError:
         path, why = None, "playwright is not installed (pip install -r requirements-dev.txt)"
     if path is None:
-        (pytest.fail if required() else pytest.skip)(f"browser tests: {why}")
+        required = os.environ.get("CI", "").lower() == "true"
+        (pytest.fail if required else pytest.skip)(f"browser tests: {why}")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium
@@ -55,19 +50,10 @@ def pictures(root) -> Path:
     return folder
 
 
-def settings(tiny_model: Path, **more) -> str:
+def settings(tiny_model: Path) -> str:
     """A line for the config cell: a tiny model, some seconds of training, no early stop."""
-    values = {
-        "model": str(tiny_model),
-        "name": "first",
-        "max_steps": STEPS,
-        "num_evaluations": 8,
-        "max_eval_samples": 16,
-        "max_length": 768,
-        "effective_batch_size": 4,
-        "early_stopping_patience": 0,
-        "r": 4,
-    } | more
+    values = {"model": str(tiny_model), "name": "first", "max_steps": STEPS, "num_evaluations": 8, "r": 4}
+    values |= {"max_eval_samples": 16, "max_length": 768, "effective_batch_size": 4, "early_stopping_patience": 0}
     return "\n".join(f"config.{name} = {value!r}" for name, value in values.items())
 
 
@@ -100,9 +86,8 @@ def the_visit(notebook: Notebook, workspace: Path, say) -> None:
     notebook.wait_for_plan("micro-batch 4 x 1")
     seconds = move_sliders(notebook)
     median = statistics.median(seconds)
-    say(
-        f"panel in Chromium and JupyterLab: key pressed -> bar redrawn, median {1000 * median:.0f} ms, worst {1000 * max(seconds):.0f} ms (bar 300 ms)"
-    )
+    times = f"median {1000 * median:.0f} ms, worst {1000 * max(seconds):.0f} ms (bar 300 ms)"
+    say(f"panel in Chromium and JupyterLab: key pressed -> bar redrawn, {times}")
     notebook.picture("sliders moved")
     assert median < SLACK * BAR_SECONDS
 
@@ -197,12 +182,8 @@ def test_the_panel_on_a_notebook_7_page(browser, tiny_model, root, tmp_path_fact
             notebook.choose("model", "Qwen2.5-1.5B-Instruct")
             notebook.wait_for_other_bar(before)
             notebook.section("LoRA")
-            for key in (
-                "PageUp",
-                "PageDown",
-                "End",
-                "Home",
-            ):  # Notebook 7 itself takes the arrow keys, for moving between cells
+            # Notebook 7 itself takes the arrow keys, for moving between cells.
+            for key in ("PageUp", "PageDown", "End", "Home"):
                 before = notebook.bar()
                 notebook.press("rank r", key)
                 notebook.wait_for_other_bar(before)

@@ -1,53 +1,46 @@
-"""Runs side by side, and a sweep in one call."""
+"""Runs side by side, and deleting them."""
 
 import io
 
 import pytest
 
-from helpers.config import ConfigError
-from helpers.panel.compare import compare_runs, sweep
+from helpers.hardware import GIB
+from helpers.panel.compare import compare_runs
 from helpers.runs import Run, delete_runs
 
 
-@pytest.mark.slow
-def test_a_sweep_trains_each_variation_once_and_compares_them(job, tmp_path, capsys):
-    job["config"].max_steps = 3
-    overrides = [{"r": 2}, {"r": 8}, {"gradient_checkpointing": "on"}]
-    runs = sweep(overrides=overrides, root=tmp_path, **job)
-    assert [run.folder.name for run in runs] == ["tiny-r-2", "tiny-r-8", "tiny-gradient_checkpointing-on"]
-    assert len({run.settings["data_sha256"] for run in runs}) == len({run.settings["seed"] for run in runs}) == 1
-    assert len({run.first_eval_loss for run in runs}) == 1  # B starts at zero: the same untrained model
+def a_run(folder, name, losses, **settings):
+    events = [{"step": 8 * n, "eval_loss": loss, "seconds": 60.0 * n} for n, loss in enumerate(losses)]
+    history = [*events, {"step": 8 * len(losses), "seconds": 300.0, "peak_bytes": 3 * GIB}]
+    settings = {"name": name, "seed": 42, "data_sha256": name, "target_modules": ["q_proj"]} | settings
+    return Run(folder / name, name, settings, plan={"checkpointing": "off"}, history=history)
+
+
+def test_what_differs_and_what_came_of_it_stand_side_by_side(tmp_path):
+    runs = [a_run(tmp_path, "one", [4.0, 2.0, 1.23456, 1.5], r=4), a_run(tmp_path, "two", [4.0, 3.0], r=8)]
     table, figure = compare_runs(runs)
-    assert list(table["r"]) == [2, 8, 4] and list(table["checkpointing"]) == ["off", "off", "on"]
-    assert table["best validation loss"].notna().all() and (table["peak GiB"] > 0).all()
-    assert all(run.seconds > 0 for run in runs)
-    assert list(table["minutes"]) == [
-        round(run.seconds / 60, 2) for run in runs
-    ]  # 0.0 where the tiny model trains in no time
-    assert "seed" not in table and "model" not in table
+    assert list(table["run"]) == ["one", "two"] and list(table["r"]) == [4, 8]
+    assert list(table["best validation loss"]) == [1.235, 3.0] and list(table["at step"]) == [16, 8]
+    assert list(table["peak GiB"]) == [3, 3] and list(table["minutes"]) == [round(run.seconds / 60, 2) for run in runs]
+    assert list(table["checkpointing"]) == ["off", "off"]
+    assert not {"seed", "name", "data_sha256", "target_modules"} & set(table), "only settings that differ"
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["one, r = 4", "two, r = 8"]
     figure.savefig(io.BytesIO(), format="png")
-    assert len(figure.axes[0].get_legend().get_texts()) == 3
-
-    capsys.readouterr()
-    sweep(overrides=overrides[:1], root=tmp_path, **job)
-    assert "already holds this very run" in capsys.readouterr().out
-    again, _ = compare_runs([tmp_path / "tiny-r-2", tmp_path / "tiny-r-8"])  # from disk alone
-    assert list(again["best validation loss"]) == list(table["best validation loss"][:2])
-
-
-@pytest.mark.parametrize("field", ["model", "quantization", "seed", "data"])
-def test_a_sweep_refuses_what_could_not_be_compared(job, tmp_path, field):
-    with pytest.raises(ConfigError, match=field):
-        sweep(overrides=[{field: "x"}], root=tmp_path, **job)
+    for run in runs:
+        run.save()
+        (run.folder / "history.jsonl").write_text("")
+    assert list(compare_runs([Run.load(tmp_path / "one"), Run.load(tmp_path / "two")])[0]["r"]) == [4, 8], (
+        "from disk alone"
+    )
 
 
 def test_a_run_without_a_trained_evaluation_can_be_compared(tmp_path):
-    run = Run(tmp_path / "a", "id", {"r": 4}, history=[{"step": 0, "eval_loss": 4.0, "seconds": 1.0}])
-    table, _ = compare_runs([run])
+    table, _ = compare_runs([a_run(tmp_path, "a", [4.0], r=4)])
     assert table["best validation loss"].isna().all() and table["run"][0] == "a"
 
 
-def test_deleting_runs_gives_the_disk_back_and_refuses_other_folders(tmp_path, capsys):
+def test_deleting_runs_gives_the_disk_back_and_refuses_other_folders(tmp_path):
     run = Run(tmp_path / "a", "id", {})
     run.save()
     (tmp_path / "a" / "big").write_bytes(b"x" * 2_000_000)

@@ -168,9 +168,9 @@ def sources(root: Path) -> dict[str, str]:
 
 
 def written_by_the_kit() -> dict[str, str]:
-    from helpers.code_view import as_code
     from helpers.config import TrainConfig
     from helpers.hardware import KNOWN_GPUS
+    from helpers.panel.code import as_code
     from helpers.planner import make_plan
 
     config = TrainConfig(model="Qwen2.5-1.5B-Instruct")

@@ -1,10 +1,10 @@
 """The control panel: `control_panel(config)` shows every setting, edits `config` in place, and says what each move costs.
 
-settings  what may be set, and which combinations cannot work      preview   what these settings mean for the card, by formula
-controls  one widget per setting                                   views     plan line, memory bar, help: HTML from an preview
-lights    the model menu with its traffic lights                   data      pick or upload a file, its report and lengths
-compare   recorded runs over each other                            presets   four starting points
-panel     puts them together
+settings  edits that are refused when they cannot work, undo      preview   what these settings mean for the card, by formula
+controls  one widget per setting                                  views     plan line, memory bar, menus: HTML from a preview
+presets   four starting points                                    data      pick or upload a file, its report and lengths
+code      the settings as code for TRL and PEFT                   compare   recorded runs over each other
+panel     puts them together                                      panel.css its looks
 """
 
 from helpers.panel.panel import ControlPanel, control_panel
