@@ -22,7 +22,7 @@ Mode = Literal["off", "selective", "on"]
 # ------------------------------------------------------------------------------------------------- checkpointing
 
 
-def set_checkpointing(model: Any, mode: Mode, *, reentrant: bool = False) -> None:
+def set_checkpointing(model: Any, mode: str, *, reentrant: bool = False) -> None:
     """Switch a model, or the model inside a PeftModel, to exactly this mode, whatever was set before.
 
     "off" keeps all activations, "on" computes each layer again in the backward pass (`reentrant` in PyTorch's older way), "selective" does

@@ -149,7 +149,7 @@ def build_trainer(
 
 def _record(plan: Plan, training: Dataset, validation: Dataset) -> dict[str, Any]:
     """What run.json holds of the plan: its plain values, what it promises, and how many examples it is for."""
-    values = {name: value for name, value in vars(plan).items() if isinstance(value, (str, int))}
+    values: dict[str, Any] = {name: value for name, value in vars(plan).items() if isinstance(value, (str, int))}
     values |= {"card": plan.gpu.name, "device": plan.gpu.kind}
     values |= {"peak_bytes": plan.peak_bytes, "seconds_per_step": plan.seconds_per_step}
     return values | {"training_examples": len(training), "validation_examples": len(validation)}

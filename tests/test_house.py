@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from tools import course
-from tools.lines import imports, reached, rows
+from tools.lines import LARGEST_FILE, LARGEST_FUNCTION, count, imports, reached, rows
 
 # A module imports only from its own row and from rows above it.
 ROWS = [
@@ -61,3 +61,31 @@ def test_deciding_needs_no_torch(name):
 
 def test_no_room_grows():
     assert [f"{what}: {lines} lines, at most {most}" for what, lines, most, _ in rows() if lines > most] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    assert count(path) <= LARGEST_FILE
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef):
+            assert sum(bool(line.strip()) for line in lines[node.lineno - 1 : node.end_lineno]) <= LARGEST_FUNCTION, (
+                node.name
+            )
+
+
+PRIVATE = {"helpers.compat", "helpers.dryrun"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if not name_of(path).startswith(tuple(PRIVATE))], ids=name_of)
+def test_private_names_of_libraries_are_taken_in_two_places_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] != "helpers":
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not [name for name in names if name.startswith("_") and not name.startswith("__")], node.lineno
+
+
+def test_the_formatter_is_switched_off_nowhere():
+    marks = ("fmt: " + "skip", "fmt: " + "off")
+    sources = [path.read_text(encoding="utf-8") for path in course.ROOT.glob("[bhnt]*/**/*.py")]
+    assert sum(source.count(mark) for source in sources for mark in marks) <= 5

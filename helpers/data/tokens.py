@@ -128,10 +128,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     model = resolve(name)
     try:
-        model = fetch_weights(model) if model == BUNDLED_MODEL else model
-        in_folder = Path(model).is_dir()
+        place = Path(fetch_weights(model) if model == BUNDLED_MODEL else model)
+        in_folder = place.is_dir()
         only_local = in_folder or not hub_reachable()
-        return AutoTokenizer.from_pretrained(Path(model) if in_folder else model, local_files_only=only_local)
+        return AutoTokenizer.from_pretrained(place if in_folder else model, local_files_only=only_local)
     except Exception as error:  # no network, no such model, gated: each fails in its own way
         if isinstance(error.__cause__, GatedRepoError):
             raise DataError(how_to_open(model)) from None

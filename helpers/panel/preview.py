@@ -62,7 +62,7 @@ def _hub_reachable() -> bool:
 def _row_of(model: str) -> BaseModel:
     """The model as a row of the menu. A folder or Hub id is looked up once, not with every move of a slider."""
     try:
-        return BY_ID.get(model) or BaseModel(model, find_shape(model))
+        return BY_ID.get(model) or BaseModel(model, find_shape(model))  # type: ignore[arg-type] # None: not modeled
     except (ImportError, OSError) as error:
         raise ConfigError(f"model={model!r} cannot be read: {error}") from error
 

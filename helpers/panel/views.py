@@ -91,7 +91,7 @@ def memory_bar(preview: Preview) -> str:
         why = "these settings cannot work" if preview.shape else "the formula does not know this model"
         return div("small", f"No memory bar: {why}.")
     card, whole, parts = budget(preview.gpu), preview.memory.total_bytes, preview.memory.parts
-    peak = preview.plan.peak_bytes if preview.plan else whole  # the dry run's, where it has decided
+    peak = (preview.plan and preview.plan.peak_bytes) or whole  # the dry run's, where it has decided
     percent = 100 / (max(card, peak) * 1.03)
     pieces, legend = "", ""
     for name in sorted(parts, key=[*PART_COLORS, *parts].index):
