@@ -132,16 +132,21 @@ def generate(
     batch_size: int = 48,
 ) -> list[str]:
     """Greedy answers to chat prompts, in order. Generated in batches, padded on the left so that all end together."""
-    template = {"add_generation_prompt": True, "padding": True, "return_dict": True, "return_tensors": "pt"}
-    template["tokenizer_kwargs"] = {"padding_side": "left"}
-    greedy = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    was_training, answers = model.training, []
+    was_training, answers, padding = model.training, [], tokenizer.pad_token_id
     model.eval()
     try:
         for start in range(0, len(prompts), batch_size):
-            batch = tokenizer.apply_chat_template(prompts[start : start + batch_size], **template).to(model.device)
-            new_tokens = model.generate(**batch, **greedy)[:, batch["input_ids"].shape[1] :]
-            answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
+            batch = tokenizer.apply_chat_template(
+                prompts[start : start + batch_size],
+                add_generation_prompt=True,
+                padding=True,
+                tokenizer_kwargs={"padding_side": "left"},
+                return_dict=True,
+                return_tensors="pt",
+            ).to(model.device)
+            tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding)
+            written = tokens[:, batch["input_ids"].shape[1] :]
+            answers += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
     finally:
         model.train(was_training)
     return answers
