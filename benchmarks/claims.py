@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import nbformat
 
 from benchmarks.claims_measured import RECORD
-from helpers.hardware import KNOWN_GPUS
-from helpers.memory import GIB, QUANTIZATION_BLOCK, estimate, flops_and_bytes, nf4_bytes
+from helpers.hardware import GIB, KNOWN_GPUS
+from helpers.memory import QUANTIZATION_BLOCK, estimate, flops_and_bytes, nf4_bytes
 from helpers.registry import CATALOG, ModelShape
 from tools import course
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.memory_rows import step_from_row
 from helpers.config import TrainConfig
 from helpers.dryrun import Step, measure
-from helpers.hardware import DATA_SHEETS, KNOWN_GPUS
-from helpers.memory import CUDA_CONTEXT, GIB, MIB, estimate
+from helpers.hardware import DATA_SHEETS, GIB, KNOWN_GPUS, MIB
+from helpers.memory import CUDA_CONTEXT, estimate
 from helpers.planner import DoesNotFit, make_plan
 from helpers.registry import CATALOG
 

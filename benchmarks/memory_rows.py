@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from helpers.dryrun import DryRunError, Step, measure
-from helpers.memory import MIB
+from helpers.hardware import MIB
 
 FAMILY_BY_NAME = {
     "qwen2": "qwen2",

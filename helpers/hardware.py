@@ -17,6 +17,7 @@ import platform
 import re
 import sys
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,6 +27,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from helpers.registry import ModelShape
 
 MIB, GIB = 2**20, 2**30
@@ -133,25 +137,36 @@ def speed(gpu: Gpu) -> Speed:
 
 # ------------------------------------------------------------------------------------------------ the card in this machine
 
-_loaded: weakref.ref[Any] | None = None
+_loaded: weakref.ref[Any] | None = None  # weakly, so that a model which is gone is not counted
 
 
 def count_as_free(model: Any) -> None:
     """Have `detect_gpu` count this model's memory as free: it is what will be trained, or it makes room for what will be."""
-    global _loaded  # weakly, so that a model which is gone is not counted
+    global _loaded
     _loaded = weakref.ref(model)
 
 
-def _bytes_of_loaded(device: str) -> int:
-    """Bytes that the model of `count_as_free` holds on "cuda" or "cpu", with its gradients and the scales of its 4-bit weights."""
-    model, parts = _loaded() if _loaded else None, []
-    for tensor in [*model.parameters(), *model.buffers()] if model is not None else ():
+def loaded_model() -> Any:
+    """The model of the last `count_as_free`, None if it is gone."""
+    return _loaded() if _loaded else None
+
+
+def loaded_tensors(model: Module) -> Iterator[Tensor]:
+    """Every tensor of a loaded model: parameters, buffers, and the scales and code tables of its 4-bit weights."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        yield tensor
         state = getattr(tensor, "quant_state", None)
-        parts += [tensor, tensor.grad, getattr(state, "offset", None)]
-        for scales in (state, getattr(state, "state2", None)):  # with double quantization, the scales have scales
-            parts += [getattr(scales, "absmax", None), getattr(scales, "code", None)]
+        for scales in (state, getattr(state, "state2", None)):  # with double quantization, scales have scales
+            parts = (scales.absmax, scales.code, scales.offset) if scales is not None else ()
+            yield from (part for part in parts if part is not None)
+
+
+def _bytes_of_loaded(device: str) -> int:
+    """Bytes that the loaded model holds on "cuda" or "cpu", with its gradients. Shared storages count once."""
+    model = loaded_model()
+    parts = [part for tensor in loaded_tensors(model) for part in (tensor, tensor.grad)] if model is not None else []
     storages = [part.untyped_storage() for part in parts if part is not None and part.device.type == device]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # shared ones count once
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def detect_gpu() -> Gpu:

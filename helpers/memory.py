@@ -8,17 +8,12 @@ memory-efficient attention, LoRA without dropout, adapters in fp32, and TRL's ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from helpers.hardware import MIB
 from helpers.registry import ModelShape
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
-MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = 250 * MIB  # the driver's, before the first tensor: 141 MiB measured on a T4, up to 250 assumed elsewhere
 CUBLAS_WORKSPACES = 2 * 8320 * 1024  # cuBLAS and cuBLASLt keep 8.125 MiB each (a constant in 41 recorded T4 runs)
 LOSS_TILE_TOKENS, LOSS_TILE_VOCABULARY = 4096, 32768  # what TRL's loss head holds at once
@@ -215,13 +210,3 @@ def flops_and_bytes(
     moved = tokens * 2 * (30 * h + 14 * i) * layers * passes  # activations
     weights = linears * passes * (4.5 if quantization == "nf4" else 2)
     return 2 * tokens * linears * passes + attention + head, moved + weights
-
-
-def loaded_tensors(model: Module) -> Iterator[Tensor]:
-    """Every tensor of a loaded model: parameters, buffers, and the scales and code tables of its 4-bit weights."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        yield tensor
-        state = getattr(tensor, "quant_state", None)
-        for scales in (state, getattr(state, "state2", None)):  # with double quantization, scales have scales
-            parts = (scales.absmax, scales.code, scales.offset) if scales is not None else ()
-            yield from (part for part in parts if part is not None)

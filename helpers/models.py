@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from helpers.compat import keep_weights_trainable, repeat_shared_keys
 from helpers.files import ExportError, atomic_folder
-from helpers.hardware import attention, count_as_free
+from helpers.hardware import attention, count_as_free, loaded_model
 from helpers.plots import loss_chart
 from helpers.recipe import lora_config, quantization_config
 from helpers.runs import Run
@@ -52,13 +51,8 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     )
     keep_weights_trainable(model)
     _calculate_in(model, getattr(torch, plan.dtype))
-    global _last_model
-    _last_model = weakref.ref(model)
     count_as_free(model)
     return model, tokenizer
-
-
-_last_model: weakref.ref[PreTrainedModel] | None = None
 
 
 def release_last_model() -> int:
@@ -66,7 +60,7 @@ def release_last_model() -> int:
 
     Its weights become empty tensors, so whoever still uses it gets an error and not a second copy.
     """
-    model, freed = _last_model() if _last_model else None, 0
+    model, freed = loaded_model(), 0
     for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
         freed += tensor.untyped_storage().nbytes()
         tensor.grad = None

@@ -18,7 +18,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helpers.memory import GIB, MemoryEstimate
+from helpers.hardware import GIB
+from helpers.memory import MemoryEstimate
 
 if TYPE_CHECKING:
     from IPython.display import Image

@@ -19,7 +19,8 @@ from benchmarks.claims import (
     shape,
     whole_model_ratio,
 )
-from helpers.memory import GIB, estimate
+from helpers.hardware import GIB
+from helpers.memory import estimate
 
 
 def test_the_page_is_what_the_command_prints():

@@ -17,7 +17,7 @@ from helpers import evaluation as ev
 from helpers import metrics
 from helpers.config import TrainConfig
 from helpers.export import write_report
-from helpers.memory import GIB
+from helpers.hardware import GIB
 from helpers.models import attach_lora
 from helpers.runs import Run
 from helpers.train import train

@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from helpers.memory import GIB, estimate, loaded_tensors, nf4_bytes
+from helpers.hardware import GIB, loaded_tensors
+from helpers.memory import estimate, nf4_bytes
 from helpers.registry import CATALOG
 
 LLAMA_8B = CATALOG["Llama-3.1-8B-Instruct"].shape

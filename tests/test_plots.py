@@ -6,7 +6,8 @@ import sys
 import matplotlib
 import pytest
 
-from helpers.memory import GIB, estimate
+from helpers.hardware import GIB
+from helpers.memory import estimate
 from helpers.plots import STYLE, comparison_chart, loss_chart, memory_chart, training_chart
 from helpers.registry import CATALOG
 

@@ -20,7 +20,8 @@ from helpers.data.tokens import (
     tokenize,
     with_tokens,
 )
-from helpers.memory import GIB, estimate
+from helpers.hardware import GIB
+from helpers.memory import estimate
 from helpers.plots import length_chart
 from helpers.registry import CATALOG
 

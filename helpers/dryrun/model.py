@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from helpers.dryrun import Step
 from helpers.dryrun.allocator import Event
 from helpers.dryrun.tracker import MemoryTracker
-from helpers.memory import loaded_tensors
+from helpers.hardware import loaded_tensors
 
 
 def build(step: Step) -> PreTrainedModel:

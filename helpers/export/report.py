@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from helpers.diagnosis import diagnose
 from helpers.evaluation import Evaluation, worst_first
 from helpers.files import atomic_write
-from helpers.memory import GIB
+from helpers.hardware import GIB
 from helpers.plots import training_chart
 from helpers.recipe import total_steps
 from helpers.runs import Run

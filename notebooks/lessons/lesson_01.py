@@ -21,7 +21,8 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from helpers.memory import GIB, MIB, nf4_bytes
+from helpers.hardware import GIB, MIB
+from helpers.memory import nf4_bytes
 from helpers.plots import BEST, MUTED, TRAIN, VALIDATION
 from helpers.registry import CATALOG
 from notebooks.lessons.scaffold import (
