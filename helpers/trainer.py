@@ -22,11 +22,11 @@ from trl.models.activation_offloading import get_act_offloading_ctx_manager
 from helpers.callbacks import TrainingStopped
 from helpers.checkpoints import checkpoint_step
 from helpers.compat import forget_foreign_scaler, get_checkpointing, get_counts, set_checkpointing, set_counts
+from helpers.data.tokens import MASKED
 from helpers.models import free_memory
 from helpers.runs import History
 
 Batch = dict[str, Any]
-IGNORED = -100  # label of a token that is not trained
 
 
 class OOMSafeTrainer(SFTTrainer):
@@ -170,7 +170,7 @@ def _pieces(batch: Batch, rows: int) -> Iterator[Batch]:
 
 def _trained_tokens(batch: Batch) -> int:
     """How many tokens count in the loss. The first token of a row is never predicted."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+    return int((batch["labels"][:, 1:] != MASKED).sum())
 
 
 def is_out_of_memory(error: Exception) -> bool:
