@@ -26,6 +26,11 @@ class DataError(ValueError):
     """The data cannot be used. The message names the file, the place and the fix."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, for a message of one sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class IssueType(NamedTuple):
     """One kind of mistake. A row that has it is set aside (`rejects`), or kept and pointed at."""
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from helpers.data.issues import DataError, Issue
+from helpers.data.issues import DataError, Issue, first_line
 
 LARGEST = 2 * 2**30  # bytes, also after unpacking: far more text than one card learns in a week
 TOO_LARGE = "has more than 2 GiB. Take the first 100,000 examples: for fine-tuning, few good ones beat many."
@@ -123,11 +123,6 @@ class DataFile:
 def kind_of(name: str) -> str | None:
     """The kind of data that a file name promises, None if it promises none. `.gz` may follow."""
     return KINDS.get(Path(name.lower().removesuffix(".gz")).suffix)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, for a message of one sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def parse(file: DataFile) -> Iterator[Record]:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.data.issues import DataError
-from helpers.data.parse import LARGEST, TOO_LARGE, DataFile, Record, first_line, kind_of, parse, refuse_twice
+from helpers.data.issues import DataError, first_line
+from helpers.data.parse import LARGEST, TOO_LARGE, DataFile, Record, kind_of, parse, refuse_twice
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 HELD_OUT = re.compile(r"(?:^|[^a-z])(validation|valid|val|dev|test|eval)(?:[^a-z]|$)")  # in the name of a file or split

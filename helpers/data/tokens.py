@@ -18,8 +18,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from helpers.data.issues import DataError
-from helpers.data.parse import first_line
+from helpers.data.issues import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
