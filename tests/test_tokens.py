@@ -10,13 +10,10 @@ from helpers.data.issues import DataError
 from helpers.data.tokens import (
     MASKED,
     TokenCheck,
-    TokenSpan,
-    TokenView,
     coverage,
     ensure_chat_template,
     lengths,
     load_tokenizer,
-    show_tokens,
     tokenize,
     with_tokens,
 )
@@ -24,6 +21,7 @@ from helpers.hardware import GIB
 from helpers.memory import estimate
 from helpers.plots import length_chart
 from helpers.registry import CATALOG
+from notebooks.lessons.lesson_03 import TokenSpan, TokenView, show_tokens
 
 
 def chat(question, answer):
