@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import tests  # noqa: F401  # now: IPython 7, which Colab has, puts a folder with a package of this name onto the path
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on a CPU too, where a rehearsal asks for them
 # Several processes with several threads each would fight for the cores.
