@@ -44,8 +44,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Minutes of each stage on 2 cores, 2026-11-25, not always otherwise idle: install 1.3, quickstart 6.0, test-fast 4.4, test-slow 24.6 (of which
-# rehearsals 6.7), notebooks 9.9, test-colab 8.0; in all about 54. CI's bar is 60. Each run prints its own.
+# Minutes of each stage on 2 cores, 2026-11-25, not always otherwise idle: install 1.3, quickstart 6.0, test-fast 3.1, test-slow 24.6 (of which
+# rehearsals 6.7), notebooks 9.9, test-colab 8.0; in all about 53. CI's bar is 60. Each run prints its own.
 test:
 	$(PYTHON) -m tools.stages "make install" "make lint" "make quickstart" "make test-fast" "make test-slow"
 
