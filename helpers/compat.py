@@ -17,8 +17,6 @@ from transformers.integrations import sdpa_attention
 from trl.kernels import chunked_logprob as trl_kernels
 from trl.trainer import utils as trl_utils
 
-Mode = Literal["off", "selective", "on"]
-
 # ------------------------------------------------------------------------------------------------- checkpointing
 
 
@@ -44,7 +42,7 @@ def set_checkpointing(model: Any, mode: str, *, reentrant: bool = False) -> None
     base.enable_input_require_grads()  # the embedding is frozen, and a layer computed again needs an input with a gradient
 
 
-def get_checkpointing(model: Any) -> Mode:
+def get_checkpointing(model: Any) -> Literal["off", "selective", "on"]:
     """The mode that the model's layers are in: read from the function that they will call, not from what was asked for."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     calls = [getattr(layer, "_gradient_checkpointing_func", None) for layer in layers]

@@ -65,9 +65,9 @@ class TrainConfig:
     )
 
     max_length: int = setting(512, "Longest example in tokens (prompt and answer together).", minimum=1, maximum=2**20)
-    effective_batch_size: int = setting(
+    effective_batch_size: int = setting(  # the planner tries every divisor
         8, "Examples per optimizer step = micro-batch x gradient accumulation.", minimum=1, maximum=10_000
-    )  # the planner tries every divisor
+    )
     micro_batch_size: int = setting(
         0, "Examples per forward pass, a divisor of effective_batch_size; 0 lets the planner choose.", minimum=0
     )

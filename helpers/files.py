@@ -16,10 +16,15 @@ class ExportError(RuntimeError):
     """This cannot be exported. The message says why and what to do, in one sentence."""
 
 
+def free_bytes(place: Path) -> int:
+    """What is free on the disk that holds `place`, which need not be there yet."""
+    folder = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
+    return shutil.disk_usage(folder).free
+
+
 def check_disk(place: Path, needed: int) -> None:
     """Raise `ExportError` if the disk that holds `place` has less than `needed` bytes to give."""
-    folder = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
-    free = max(0, shutil.disk_usage(folder).free - SPARE)
+    free = max(0, free_bytes(place) - SPARE)
     if free < needed:
         raise ExportError(
             f"{place} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB to give: delete old runs "
@@ -27,12 +32,19 @@ def check_disk(place: Path, needed: int) -> None:
         )
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """The name of a draft to write, which becomes `target` when all of it is on the disk."""
+    draft = target.with_name(target.name + PART)
+    yield draft
+    flush(draft)
+    os.replace(draft, target)
+
+
 def atomic_write(file: Path, text: str) -> None:
     """Write a small file so that it is there completely or not at all, even if the power fails."""
-    draft = file.with_name(file.name + PART)
-    draft.write_text(text, encoding="utf-8")
-    flush(draft)
-    os.replace(draft, file)
+    with atomic_file(file) as draft:
+        draft.write_text(text, encoding="utf-8")
     if os.name == "posix":  # the new name itself lives in the folder
         folder = os.open(file.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -48,9 +60,8 @@ def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
             without a sign, `target` is ours in any case.
     """
     if sign and target.exists() and not (target / sign).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(
-            f"{target} holds something else, so it is left alone: name another folder, or delete it first."
-        )
+        not_ours = f"{target} holds something else, so it is left alone"
+        raise ExportError(f"{not_ours}: name another folder, or delete it first.")
     draft = target.with_name(target.name + PART)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

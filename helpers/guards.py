@@ -6,8 +6,6 @@ check_before_training(trainer, config)      # raises with the fix; prints what i
 from __future__ import annotations
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from helpers.config import ConfigError, TrainConfig
@@ -17,15 +15,6 @@ from helpers.data.tokens import TokenCheck, Tokens
 USUAL_LEARNING_RATES = (1e-5, 2e-3)  # LoRA: outside of this, nothing happens or everything breaks (usual: 1e-4 to 5e-4)
 ABSURD_LEARNING_RATE = 0.1
 EXAMPLES_LOOKED_AT = 200
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase, training: Dataset) -> None:
-    """Messages need a chat template to become tokens; TRL would fail on the first example with less to say."""
-    if "prompt" in training.column_names and not tokenizer.chat_template:
-        raise DataError(
-            "This tokenizer has no chat template, so questions and answers cannot be told apart. Use the model's Instruct "
-            "version, or give it a plain one: helpers.data.ensure_chat_template(tokenizer)."
-        )
 
 
 def check_before_training(trainer: SFTTrainer, config: TrainConfig, given: int | None = None) -> None:

@@ -12,13 +12,13 @@ import json
 import math
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from helpers.registry import CATALOG, BaseModel
+from helpers.files import free_bytes
+from helpers.registry import CATALOG, BaseModel, find_row
 from helpers.setup import HUB, TOKEN_GOES_INTO, find_token, is_network_error, where
 
 GB = 1e9
@@ -52,13 +52,18 @@ def checked(folder: Path) -> Path:
     if not weights:
         raise WeightsError(f"{folder} {NO_SAFETENSORS}")
     if (folder / INDEX).is_file():
-        weights = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        weights = indexed_files(folder)
     elif any(SHARD.fullmatch(name) for name in weights):  # a part of many, and nothing says of how many
         weights = [INDEX]
     for name in ["config.json", *weights]:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} is not complete, {name} is missing: copy or download it again.")
     return folder
+
+
+def indexed_files(folder: Path) -> list[str]:
+    """The weight files that the index in `folder` names."""
+    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def from_hub(model: str) -> Path:
@@ -106,10 +111,7 @@ def needed_files(names: list[str]) -> list[str]:
 def _check_disk(model: str, size: int) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    place = Path(HF_HUB_CACHE)
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(Path(HF_HUB_CACHE))
     if size + SPARE_DISK > free:
         raise HubRefusal(
             f"{model} is a download of {size / GB:.1f} GB, and {free / GB:.1f} GB are free at {HF_HUB_CACHE} ({SPARE_DISK / GB:.0f} GB is "
@@ -161,7 +163,7 @@ def _nearest_ungated(model: str) -> BaseModel:
     from huggingface_hub import HfApi
 
     try:
-        row = next((row for row in CATALOG.values() if row.id == model), None)
+        row = find_row(model)
         size = row.shape.parameters() if row else HfApi().model_info(model).safetensors.total
     except Exception:  # no network, no such model, or a repository that does not say
         return CATALOG["Qwen2.5-1.5B-Instruct"]

@@ -9,22 +9,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from IPython import get_ipython
 from transformers import TrainerCallback, TrainerState
 
 from helpers.diagnosis import diagnose
-from helpers.plots import Place, training_chart
+from helpers.plots import Place, has_notebook, training_chart
 from helpers.runs import Run
 
 SHARE_OF_TIME_FOR_DRAWING = 0.02  # a chart takes about a fifth of a second, in which nothing is trained
 SECONDS_BETWEEN_REDRAWS = 1.5  # at least
 MEASURED_STEPS = 10  # after so many real steps their own time replaces the plan's
 LONG_SESSION_HOURS = 4  # free Colab ends a session after 12 hours, often sooner, and after 90 minutes without a click
-
-
-def has_notebook() -> bool:
-    """True inside a Jupyter kernel (which can update what it has displayed), False in a terminal or a script."""
-    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class LiveChart(TrainerCallback):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import ceil
-from textwrap import fill
 from typing import Any
 
 from helpers.config import TrainConfig
 from helpers.dryrun import Peak, Step
 from helpers.hardware import GIB, MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
+from helpers.page import filled
 from helpers.registry import CATALOG, ModelShape, find_shape
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
@@ -20,7 +20,6 @@ SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where
 CLEARLY_LESS = 0.9  # of what has just failed
 REPLICATED = "replicated (DDP): each GPU holds all weights; only the adapters' gradients travel, once per step"
 SHARDED = "sharded (FSDP2): each GPU holds a part of every layer, and layers travel; by the formula, not yet measured"
-PAGE_COLUMNS = 104  # as wide as a notebook's page, so that nothing breaks in the middle of a word
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,7 @@ class Plan:
         return self.accumulation * rate.seconds(self.measured.flops, self.measured.bytes_moved)
 
     def __str__(self) -> str:
-        return "\n".join(
-            fill(f"- {reason}", PAGE_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-            for reason in self.reasons
-        )
+        return "\n".join(filled("- ", reason) for reason in self.reasons)
 
 
 def reserve(gpu: Gpu) -> int:

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 
 from helpers.hardware import GIB
 from helpers.memory import MemoryEstimate
+from helpers.runs import History
 
 if TYPE_CHECKING:
     from IPython.display import Image
 
-History = list[dict[str, Any]]
-
 # Told apart in color blindness and in grey.
 TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"
+MARKERS = "osD^vPX*<>"  # of lines: color alone would be lost in print
 BINS = 40  # of the length histogram
 DIAGNOSIS_WIDTH = 92  # characters of a line above the chart
 STRIPS = {"learning_rate": "learning rate by step", "grad_norm": "gradient norm by step", "memory": "peak memory"}
@@ -117,7 +117,7 @@ def comparison_chart(histories: dict[str, History]) -> Figure:
     figure = Figure()
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="validation loss per answer token")
     for number, (label, history) in enumerate(histories.items()):
-        color, marker = f"C{number % 10}", "osD^vPX*<>"[number % 10]  # color alone would be lost in print
+        color, marker = f"C{number % 10}", MARKERS[number % 10]
         axes.plot(*_points(history, "eval_loss"), color=color, marker=marker, label=label)
         _ring_best(axes, history, color)
     axes.grid(axis="y", alpha=0.25)
@@ -205,6 +205,13 @@ def picture(figure: Figure, words: str = "") -> Image:
     figure.savefig(buffer, format="png")
     metadata = {"alt": words}  # the argument alt= is unknown to Colab's IPython 7
     return Image(buffer.getvalue(), format="png", embed=True, metadata=metadata)
+
+
+def has_notebook() -> bool:
+    """True inside a Jupyter kernel (which can update what it has displayed), False in a terminal or a script."""
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class Place:

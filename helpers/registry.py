@@ -172,11 +172,15 @@ def resolve(model: str) -> str:
     return CATALOG[model].id if model in CATALOG else model
 
 
+def find_row(model: str) -> BaseModel | None:
+    """The menu's row of this Hub id or short name; None if it is not on the menu."""
+    return next((row for row in CATALOG.values() if model in (row.id, row.short_name)), None)
+
+
 def find_shape(model: str) -> ModelShape | None:
     """Shape of a menu row, a local folder or a Hub id (reads only config.json); None if it is unknown or not modeled."""
-    for row in CATALOG.values():
-        if model in (row.id, row.short_name):
-            return row.shape
+    if row := find_row(model):
+        return row.shape
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = _read_config(model)

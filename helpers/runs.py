@@ -77,6 +77,11 @@ class Run:
         return [(event["step"], event["eval_loss"]) for event in self.history if event.get("eval_loss") is not None]
 
     @property
+    def trained(self) -> bool:
+        """Was it evaluated after a step? Only then is there a best step."""
+        return any(step > 0 for step, _ in self.evaluations)
+
+    @property
     def first_eval_loss(self) -> float:
         """Validation loss of the untrained model."""
         return self.evaluations[0][1]

@@ -178,9 +178,7 @@ def mount_drive() -> bool:
             from google.colab import drive
 
             drive.mount(str(DRIVE.parent))
-        except (
-            Exception
-        ) as error:  # ValueError("mount failed"), credentials, a folder in the way: whatever Colab raises
+        except Exception as error:  # "mount failed", credentials, a folder in the way: whatever Colab raises
             print(
                 f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to "
                 "keep before the session ends (helpers.export: zip_folder, download)."

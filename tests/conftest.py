@@ -80,9 +80,8 @@ def say(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, obje
     """Print a measured figure even if the test passes, so that it stands in CI's log."""
 
     def print_now(text: str) -> None:
-        if (
-            "PYTEST_XDIST_WORKER" in os.environ
-        ):  # what such a process prints is not seen: pytest_runtest_logreport prints it
+        # What a process of xdist prints is not seen: pytest_runtest_logreport prints it.
+        if "PYTEST_XDIST_WORKER" in os.environ:
             record_property("said", text)
             return
         with capsys.disabled():

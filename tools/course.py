@@ -12,9 +12,8 @@ ROOT = Path(__file__).parent.parent
 NAME = "[0-9][0-9]_*.ipynb"
 CHECKS = "notebooks.lessons"  # where the functions are that tell a right answer from a wrong one
 CHECK_IMPORT = re.compile(rf"from {re.escape(CHECKS)}\S* import .*\bcheck_")
-TABLE = re.compile(
-    r"^\| machine \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
-)  # of times and memory, made by tools.lesson_tables
+# Of times and memory, made by tools.lesson_tables.
+TABLE = re.compile(r"^\| machine \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 
 

@@ -24,10 +24,12 @@ SYSTEMS = {
     "manylinux": ("linux", "Linux", "posix"),
     "linux": ("linux", "Linux", "posix"),
 }
-MACOS, GLIBC = (
-    range(26, 10, -1),
-    range(41, 4, -1),
-)  # versions for which wheels may be tagged: macosx_14_0, manylinux_2_28
+# Versions for which wheels may be tagged: macosx_14_0, manylinux_2_28.
+MACOS, GLIBC = range(26, 10, -1), range(41, 4, -1)
+DOWNLOAD = [
+    sys.executable,
+    *["-m", "pip", "download", "--quiet", "--only-binary=:all:", "--disable-pip-version-check", "--dest"],
+]
 
 
 def kind(platform: str) -> str:
@@ -143,24 +145,8 @@ def wheels_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _pip_download(names: list[str], wheels: Path, platform: str, python: str, index: list[str]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        "--dest",
-        str(wheels),
-        "--python-version",
-        python,
-        "--implementation",
-        "cp",
-        *index,
-        *names,
-    ]
+    for_python = ["--no-deps", "--python-version", python, "--implementation", "cp"]
+    command = [*DOWNLOAD, str(wheels), *for_python, *index, *names]
     command += [word for tag in tags(platform) for word in ("--platform", tag)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

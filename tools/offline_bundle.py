@@ -64,23 +64,8 @@ def copy_kit(folder: Path) -> None:
 
 def download_here(wheels: Path, index: list[str]) -> None:
     """Wheels for this machine and Python, as pip resolves them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        "--dest",
-        str(wheels),
-        "-r",
-        "requirements.txt",
-        *TO_OPEN_NOTEBOOKS,
-        "-c",
-        "constraints.txt",
-        *index,
-    ]
+    wanted = ["-r", "requirements.txt", *TO_OPEN_NOTEBOOKS, "-c", "constraints.txt"]
+    command = [*foreign_wheels.DOWNLOAD, str(wheels), *wanted, *index]
     done = subprocess.run(command, cwd=course.ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(

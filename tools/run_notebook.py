@@ -39,9 +39,11 @@ def main() -> int:
 
     notebook = nbformat.read(arguments.notebook, as_version=4)
     workdir = {"metadata": {"path": str(arguments.notebook.parent)}}
-    client = NotebookClient(
-        notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text, store_widget_state=False
-    )  # a page shows the panel's text: widgets would need a network
+    client = (
+        NotebookClient(  # without the widgets' state: a page shows the panel's text, as widgets would need a network
+            notebook, timeout=SECONDS_PER_CELL, resources=workdir, on_cell_executed=print_text, store_widget_state=False
+        )
+    )
     started, failure = time.monotonic(), None
     try:
         with PeakOfChildren() as peak:

@@ -18,9 +18,8 @@ from tools import course
 
 ROOT = course.ROOT
 BADGES = re.compile(r"^\[!\[Open in Colab\].*$", re.MULTILINE)
-README_ROW = re.compile(
-    r"^(\| \d\d \| \[[^\]]+\]\(notebooks/(\w+)\.ipynb\) \|.*\|)[^|]*\|$", re.MULTILINE
-)  # its last cell is ours
+# The last cell of a row is ours.
+README_ROW = re.compile(r"^(\| \d\d \| \[[^\]]+\]\(notebooks/(\w+)\.ipynb\) \|.*\|)[^|]*\|$", re.MULTILINE)
 BOOTSTRAP = """import os, subprocess, sys
 from pathlib import Path
 REPO, TAG = "https://github.com/{repo}", "{tag}"

@@ -13,8 +13,9 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from helpers.page import filled
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,7 +126,6 @@ def is_broken(text: str) -> bool:
 
 
 PLACES = 5  # places named for each finding
-PAGE = 104  # columns of a notebook's page
 
 
 class Place(NamedTuple):
@@ -209,16 +209,10 @@ class Report:
         for title, rejects in (("Set aside", True), ("Kept, worth a look", False)):
             shown = [finding for finding in found if ISSUE_TYPES[finding.code].rejects == rejects]
             lines += ["", f"{title}:"] if shown else []
-            lines += [_wrapped(f"  {finding.count:>6,}  ", finding.show(only_file)) for finding in shown]
-        return "\n".join([*lines, "", *(_wrapped("  - ", note) for note in self.notes)])
+            lines += [filled(f"  {finding.count:>6,}  ", finding.show(only_file)) for finding in shown]
+        return "\n".join([*lines, "", *(filled("  - ", note) for note in self.notes)])
 
     __repr__ = __str__  # so that a cell may simply end with the report
-
-
-def _wrapped(mark: str, text: str) -> str:
-    """`mark` and `text`, on as many lines as that takes, the later ones indented under the first."""
-    wrapper = TextWrapper(PAGE, mark, " " * len(mark), break_long_words=False, break_on_hyphens=False)
-    return wrapper.fill(text)
 
 
 def _as_json(row: dict[str, Any]) -> str:

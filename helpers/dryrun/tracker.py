@@ -124,10 +124,9 @@ def _answer_without_data(operation: Any, args: tuple) -> Any:
     tensor = args[0]
     if operation is aten._local_scalar_dense.default:
         return {torch.bool: True, torch.int64: 1}.get(tensor.dtype, 1.0)
-    if (
-        operation is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool
-    ):  # x[mask], all True
-        return tensor.reshape(-1, *tensor.shape[args[1][0].dim() :]).clone()
+    mask = args[1][0] if operation is aten.index.Tensor else None
+    if mask is not None and mask.dtype == torch.bool:  # x[mask], all True
+        return tensor.reshape(-1, *tensor.shape[mask.dim() :]).clone()
     if operation in (aten._index_put_impl_.default, aten.index_put_.default):
         return tensor
     if operation is aten.masked_scatter_backward.default:

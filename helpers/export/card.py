@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.diagnosis import diagnose
 from helpers.files import atomic_write
-from helpers.registry import BUNDLED_MODEL, CATALOG
+from helpers.registry import BUNDLED_MODEL, find_row
 from helpers.runs import Run
 
 TEMPLATE = Path(__file__).parent / "templates/card.md"
@@ -22,10 +22,16 @@ SAMPLES = (
 )  # ours, CC0
 
 
+def versions() -> str:
+    """The packages that decide what a run gives, with their versions here."""
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
 def model_card(run: Run, merged: bool = False) -> str:
     """Base model and its license, data, settings, curve, result, versions; what is not known is said to be unknown."""
     model, data = run.settings["model"], Path(run.settings["data"]).name
-    license = next((row.license for row in CATALOG.values() if model in (row.id, row.short_name)), "unverified")
+    row = find_row(model)
+    license = row.license if row else "unverified"
     header = ModelCardData(
         base_model=model,
         license=None if license == "unverified" else license.lower(),
@@ -41,7 +47,7 @@ def model_card(run: Run, merged: bool = False) -> str:
         "data": data,
         "sample": data in SAMPLES,
         "license_name": license,
-        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        "versions": versions(),
     }
     return str(ModelCard.from_template(header, str(TEMPLATE), **facts))
 

@@ -7,7 +7,6 @@ to_gguf(merged, "out/model-q4_k_m.gguf", "q4_k_m")   # about a third of the size
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -16,7 +15,7 @@ from helpers.export import llama_cpp
 from helpers.export.llama_cpp import CONVERTED, QUANTIZED
 from helpers.export.merging import refuse_quantized
 from helpers.export.ollama import modelfile
-from helpers.files import PART, ExportError, atomic_write, check_disk, flush
+from helpers.files import PART, ExportError, atomic_file, atomic_write, check_disk
 
 
 def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
@@ -39,17 +38,15 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
     bytes_per_weight = CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTIZED[kind][1]
     check_disk(file, int(weights * bytes_per_weight))
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + PART)
-    if kind in CONVERTED:
-        llama_cpp.convert(merged, draft, kind)
-    else:
-        large = file.with_name(f"{file.name}-f16{PART}")
-        try:
-            llama_cpp.convert(merged, large, "f16")
-            llama_cpp.quantize(large, draft, kind)
-        finally:
-            large.unlink(missing_ok=True)
-    flush(draft)
-    os.replace(draft, file)
+    with atomic_file(file) as draft:
+        if kind in CONVERTED:
+            llama_cpp.convert(merged, draft, kind)
+        else:
+            large = file.with_name(f"{file.name}-f16{PART}")
+            try:
+                llama_cpp.convert(merged, large, "f16")
+                llama_cpp.quantize(large, draft, kind)
+            finally:
+                large.unlink(missing_ok=True)
     atomic_write(file.with_name("Modelfile"), modelfile(AutoTokenizer.from_pretrained(merged), file.name))
     return file

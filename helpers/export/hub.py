@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from helpers.export.card import add_card
-from helpers.files import PART, ExportError, check_disk, flush
+from helpers.files import PART, ExportError, atomic_file, check_disk
 from helpers.setup import find_token, is_network_error, where
 
 NEVER_UPLOADED = [
@@ -65,13 +64,10 @@ def zip_folder(folder: str | Path, file: str | Path | None = None) -> Path:
         raise ExportError(f"{folder} holds nothing to pack: train or export first.")
     target = Path(file) if file else folder.with_name(f"{folder.resolve().parent.name}-{folder.name}.zip")
     check_disk(target, sum(path.stat().st_size for path in files))
-    draft = target.with_name(target.name + PART)
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_file(target) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
             how = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
             archive.write(path, Path(folder.name) / path.relative_to(folder), how)
-    flush(draft)
-    os.replace(draft, target)
     return target
 
 

@@ -22,13 +22,12 @@ from safetensors.torch import load_file
 
 from helpers.export.card import add_card
 from helpers.files import ExportError, atomic_folder, check_disk
-from helpers.hub import WeightsError
+from helpers.hub import INDEX, WeightsError, indexed_files
 from helpers.models import WEIGHTS, finished_adapter, wrong_base
 from helpers.runs import Run
 from helpers.weights import fetch_weights
 
 SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as ours
-INDEX = "model.safetensors.index.json"
 NOT_COPIED = ("*.safetensors", "README.md", "adapter_config.json", "loss.png", "training_args.bin")
 # Fields of PEFT's LoraConfig that are empty, False or "none" in plain LoRA.
 UNLIKE_PLAIN_LORA = ["use_dora", "bias", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern"]
@@ -98,8 +97,7 @@ def _plain_lora(adapter: Path) -> LoraConfig:
 def _weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or the only one: some repositories hold a second copy under another name."""
     if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return [folder / name for name in sorted(set(weight_map.values()))]
+        return [folder / name for name in indexed_files(folder)]
     return [folder / "model.safetensors"]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from helpers.diagnosis import diagnose
 from helpers.evaluation import Evaluation, worst_first
+from helpers.export.card import versions
 from helpers.files import atomic_write
 from helpers.hardware import GIB
 from helpers.plots import training_chart
@@ -23,7 +23,6 @@ from helpers.runs import Run
 
 FILE = "run_report.html"
 SAMPLES = 6  # worst answers on the page, and half as many of the best; all of them are in evaluation.jsonl
-PACKAGES = ["torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"]
 
 
 def write_report(run: Run, evaluation: Evaluation | None = None) -> Path:
@@ -40,12 +39,12 @@ def write_report(run: Run, evaluation: Evaluation | None = None) -> Path:
         run=run,
         evaluation=evaluation,
         data=Path(run.settings["data"]).name,
-        trained=any(step > 0 for step, _ in run.evaluations),
+        trained=run.trained,
         diagnosis=str(diagnose(run.history)),
         chart=base64.b64encode(png.getvalue()).decode("ascii"),
         planned_steps=total_steps(run.config, plan["training_examples"]) if "training_examples" in plan else None,
         steps=max((event["step"] for event in run.history), default=0),
-        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        versions=versions(),
         mean_scores=_mean_scores(evaluation),
         **_samples(evaluation),
     )

@@ -19,6 +19,7 @@ from datasets import Dataset
 from helpers import recipe
 from helpers.config import TrainConfig
 from helpers.data import DataError, load_examples, split
+from helpers.export.card import PACKAGES
 from helpers.files import ExportError, atomic_folder
 from helpers.hardware import AMPERE, Gpu, attention
 from helpers.plan import Plan
@@ -27,7 +28,6 @@ from helpers.runs import Run, fingerprint
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIGN = "train.py"
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
 MIXED_PRECISION = {"float16": "fp16", "bfloat16": "bf16", "float32": "no"}  # accelerate's names
 
 
@@ -102,7 +102,7 @@ def _write(
     texts = {
         SIGN: (TEMPLATES / SIGN).read_text(encoding="utf-8"),
         "settings.json": json.dumps(settings, indent=2) + "\n",
-        "requirements.txt": "".join(f"{name}=={version(name).split('+')[0]}\n" for name in PACKAGES),
+        "requirements.txt": "".join(f"{name}=={version(name).split('+')[0]}\n" for name in (*PACKAGES, "accelerate")),
         "replicated.yaml": accelerate_config("replicated.yaml", plan, gpus),
         "sharded.yaml": accelerate_config("sharded.yaml", plan, gpus),
         "data/training.jsonl": _lines(training),

@@ -26,11 +26,10 @@ def compare_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, Figure]:
     rows, histories = [], {}
     for run in runs:
         changed = {field: run.settings.get(field) for field in differing}
-        trained = any(step > 0 for step, _ in run.evaluations)
         measured = {
             "checkpointing": run.plan.get("checkpointing"),
-            "best validation loss": round(run.best_eval_loss, 3) if trained else None,
-            "at step": run.best_step if trained else None,
+            "best validation loss": round(run.best_eval_loss, 3) if run.trained else None,
+            "at step": run.best_step if run.trained else None,
             "minutes": round(run.seconds / 60, 2),
             "peak GiB": round(run.peak_bytes / GIB, 2),
             "finished": run.finished,

@@ -125,9 +125,7 @@ def _checked(source: Any, model: str = "", max_length: int | None = None) -> tup
         from helpers.data.tokens import load_tokenizer
 
         report = check_examples(source, load_tokenizer(model) if model else None, max_length)
-    except (
-        Exception
-    ) as error:  # DataError, a missing package, and whatever else a broken file or tokenizer may bring up
+    except Exception as error:  # DataError, a missing package, whatever a broken file or tokenizer may bring up
         return None, str(error) or type(error).__name__
     if not model:  # here it is a button that names the model
         report.notes[:] = [TO_COUNT if note.startswith("tokens were not checked") else note for note in report.notes]

@@ -14,7 +14,6 @@ from collections import deque
 from typing import Any
 
 import ipywidgets as widgets
-from IPython import get_ipython
 
 from helpers.config import TrainConfig
 from helpers.hardware import KNOWN_GPUS, Gpu
@@ -26,6 +25,7 @@ from helpers.panel.data import DataView
 from helpers.panel.presets import PRESETS
 from helpers.panel.preview import Preview, preview_of, this_machine
 from helpers.panel.settings import Settings, usable
+from helpers.plots import has_notebook
 
 SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 PAUSE = 0.3  # seconds without a move, after which the slower views follow: traffic lights of the whole menu, histogram, code
@@ -41,7 +41,7 @@ def control_panel(config: TrainConfig, gpu: Gpu | None = None) -> ControlPanel:
         gpu: the card to plan for at first. Default: what this machine has.
     """
     panel = ControlPanel(config, gpu)
-    if getattr(get_ipython(), "kernel", None) is None:
+    if not has_notebook():
         print(panel.summary())
     return panel
 

@@ -21,9 +21,7 @@ from helpers.panel.settings import usable
 from helpers.plan import Plan
 from helpers.planner import DoesNotFit, make_plan
 from helpers.recipe import total_steps
-from helpers.registry import CATALOG, BaseModel, ModelShape, find_shape
-
-BY_ID = {row.id: row for row in CATALOG.values()}
+from helpers.registry import BaseModel, ModelShape, find_row, find_shape
 
 
 @dataclass
@@ -62,7 +60,7 @@ def _hub_reachable() -> bool:
 def _row_of(model: str) -> BaseModel:
     """The model as a row of the menu. A folder or Hub id is looked up once, not with every move of a slider."""
     try:
-        return BY_ID.get(model) or BaseModel(model, find_shape(model))  # type: ignore[arg-type] # None: not modeled
+        return find_row(model) or BaseModel(model, find_shape(model))  # type: ignore[arg-type] # None: not modeled
     except (ImportError, OSError) as error:
         raise ConfigError(f"model={model!r} cannot be read: {error}") from error
 

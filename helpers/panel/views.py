@@ -10,10 +10,10 @@ from textwrap import fill
 from helpers.config import TrainConfig
 from helpers.hardware import GIB, MIB, Gpu, speed
 from helpers.menu import fit_status
-from helpers.panel.preview import BY_ID, Preview
+from helpers.panel.preview import Preview
 from helpers.plan import Plan, budget
 from helpers.plots import MUTED, PART_COLORS
-from helpers.registry import CATALOG, ModelShape
+from helpers.registry import CATALOG, ModelShape, find_row
 
 LIGHTS = {"fits": ("#2e9e5b", "●"), "tight": ("#d99a1c", "◐"), "no": ("#d64545", "○"), "not modeled": ("#7a7a7a", "?")}
 TEXT_COLUMNS = 120
@@ -139,7 +139,7 @@ def _parameters(number: int) -> str:
 
 def model_line(preview: Preview) -> str:
     """The chosen model with its traffic light, license and gating."""
-    row = BY_ID.get(preview.model)
+    row = find_row(preview.model)
     rights = f"license: {row.license}" if row else "not on the menu: read its card"
     gate = "; gated: accept its license on the Hub first" if row and row.gated else ""
     words = f"{_card_name(preview.gpu)}: {preview.model} ({preview.why_model}); {rights}{gate}"

@@ -20,10 +20,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.data.tokens import MASKED, Tokens, tokenize
-from helpers.plots import MUTED
+from helpers.plots import MARKERS, MUTED
 from helpers.registry import CATALOG
 from notebooks.lessons.scaffold import (
-    MARKERS,
     NotYet,
     attempt,
     bare_axes,

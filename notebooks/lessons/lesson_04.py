@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from helpers.memory import estimate
-from helpers.plots import MUTED, VALIDATION
-from notebooks.lessons.scaffold import MARKERS, NotYet, attempt, bare_axes, exercise, function, note, number
+from helpers.plots import MARKERS, MUTED, VALIDATION
+from notebooks.lessons.scaffold import NotYet, attempt, bare_axes, exercise, function, note, number
 
 if TYPE_CHECKING:
     from helpers.registry import ModelShape

@@ -28,9 +28,8 @@ from helpers.callbacks import TrainingStopped
 from helpers.config import TrainConfig
 from helpers.data.tokens import tokenize
 from helpers.diagnosis import diagnose
-from helpers.live import has_notebook
 from helpers.metrics import bootstrap_interval
-from helpers.plots import BEST, MUTED, TRAIN, VALIDATION, Place
+from helpers.plots import BEST, MUTED, TRAIN, VALIDATION, Place, has_notebook
 from helpers.runs import History
 from helpers.train import build_trainer
 from notebooks.lessons.scaffold import (

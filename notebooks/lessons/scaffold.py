@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MARKERS = "osD^vPX*<>"  # of lines in charts: color alone would be lost in print
 LOSS_SCALE = (
     1024  # a power of two changes no digit; trainers look for the largest that does not overflow, these loops need not
 )

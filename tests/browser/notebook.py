@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60  # until a kernel has started
-HARMLESS = (
-    "favicon",
-    "ResizeObserver",
-    "404 (Not Found)",
-)  # what the page itself complains of, with or without the panel
+# What the page itself complains of, with or without the panel.
+HARMLESS = ("favicon", "ResizeObserver", "404 (Not Found)")
 
 # Waits in the page itself for the bar to change after a key press, so that no message to this process is counted.
 TIME_A_KEY = """() => {

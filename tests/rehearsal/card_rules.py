@@ -9,11 +9,8 @@ import ast
 from collections.abc import Iterator
 
 Env = dict[str, str]
-MODEL, CARD, HOST = (
-    "model",
-    "card",
-    "host",
-)  # a module on the card; a tensor that lies there; a tensor that was made on the CPU
+# A module on the card; a tensor that lies there; a tensor that was made on the CPU.
+MODEL, CARD, HOST = "model", "card", "host"
 
 MODEL_MAKERS = {"load_quantized", "attach_lora", "get_peft_model", "load_adapter", "plain_model"}
 MODEL_CLASSES = {"AutoModelForCausalLM", "PeftModel"}
