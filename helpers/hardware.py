@@ -19,10 +19,8 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -60,14 +58,10 @@ class Gpu:
     free_bytes: int
     capability: tuple[int, int] | None = None
     ram_free_bytes: int = 12 * GIB
-    has_context: bool = False
-    """Has the driver set this process up on the card already? Then `free_bytes` no longer holds what that takes."""
-    flash: bool = sys.platform != "win32"
-    """Does this PyTorch have flash attention? Its wheels for Windows have none (pytorch#186343)."""
-    expandable: bool = growing_segments()
-    """Does PyTorch's allocator work with segments that grow?"""
-    fused_head: str = ""
-    """What TRL's loss head was found to do here: "triton", "torch", or "full" where it is not what this kit knows. Empty: not tried."""
+    has_context: bool = False  # is this process set up on the card? Then `free_bytes` has left out what that takes
+    flash: bool = sys.platform != "win32"  # flash attention, which PyTorch's wheels for Windows lack (pytorch#186343)
+    expandable: bool = growing_segments()  # does PyTorch's allocator work with segments that grow?
+    fused_head: str = ""  # what TRL's loss head was found to do here: "triton", "torch", "full"; empty: not tried
 
     @property
     def is_ampere(self) -> bool:
@@ -89,30 +83,23 @@ class Gpu:
 
 # Of each card in cards.csv: its name and memory as the driver reports them (a little less than the box says), TFLOP/s in 16 bit with fp32
 # sums and GB/s from the makers' data sheets, rounded. Laptop cards are ranked by the desktop card of their name.
+KNOWN_GPUS: dict[str, Gpu] = {}  # each taken as wholly free
+DATA_SHEETS: dict[str, tuple[int, int]] = {}
 with Path(__file__).with_name("cards.csv").open(encoding="utf-8", newline="") as file:
-    _ROWS = {row["card"]: row for row in csv.DictReader(file)}
-
-
-def _card(row: dict[str, str]) -> Gpu:
-    """The card, taken as wholly free."""
-    size = int(row["mib"]) * MIB
-    major, minor = row["capability"].split(".")
-    return Gpu(row["name"], "cuda", size, size, (int(major), int(minor)))
-
-
-KNOWN_GPUS = {card: _card(row) for card, row in _ROWS.items()}
-DATA_SHEETS = {card: (int(row["teraflops"]), int(row["gb_per_s"])) for card, row in _ROWS.items() if row["teraflops"]}
+    for row in csv.DictReader(file):
+        size, (major, minor) = int(row["mib"]) * MIB, map(int, row["capability"].split("."))
+        KNOWN_GPUS[row["card"]] = Gpu(row["name"], "cuda", size, size, (major, minor))
+        if row["teraflops"]:
+            DATA_SHEETS[row["card"]] = int(row["teraflops"]), int(row["gb_per_s"])
 T4_FACTOR = 2.03  # fitted on 41 recorded T4 steps: `python -m benchmarks.memory_accuracy --speed`
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What a card can do by its data sheet, and how much longer real steps take."""
+class Speed(NamedTuple):
+    """What a card can do by its data sheet."""
 
     teraflops: float
     gigabytes_per_second: float
-    source: str
-    """Where the seconds come from; empty if nothing is known about this card."""
+    source: str  # where the seconds come from; empty if nothing is known about this card
 
     def seconds(self, flops: float, bytes_moved: float) -> float:
         """About how long this much work takes: arithmetic and memory traffic one after the other, times the factor."""
@@ -126,10 +113,9 @@ def speed(gpu: Gpu) -> Speed:
     """
     cards = {KNOWN_GPUS[card].name.partition("-")[0]: card for card in DATA_SHEETS}
     same = [name for name, card in cards.items() if KNOWN_GPUS[card].capability == gpu.capability]
-    alike = [name for name in same if re.match(re.escape(name) + r"(?!\w)", gpu.name)]
-    if not alike:
+    name = max((name for name in same if re.match(re.escape(name) + r"(?!\w)", gpu.name)), key=len, default="")
+    if not name:
         return Speed(*DATA_SHEETS["T4"], source="")
-    name = max(alike, key=len)
     whose = "the card" if name == gpu.name else f"a {name}"
     source = f"not measured on this card: from the data sheet of {whose} and the T4's factor"
     return Speed(*DATA_SHEETS[cards[name]], source="fitted on recorded T4 steps" if name == "Tesla T4" else source)
@@ -157,16 +143,18 @@ def loaded_tensors(model: Module) -> Iterator[Tensor]:
         yield tensor
         state = getattr(tensor, "quant_state", None)
         for scales in (state, getattr(state, "state2", None)):  # with double quantization, scales have scales
-            parts = (scales.absmax, scales.code, scales.offset) if scales is not None else ()
+            parts = [getattr(scales, name, None) for name in ("absmax", "code", "offset")]
             yield from (part for part in parts if part is not None)
 
 
 def _bytes_of_loaded(device: str) -> int:
     """Bytes that the loaded model holds on "cuda" or "cpu", with its gradients. Shared storages count once."""
-    model = loaded_model()
-    parts = [part for tensor in loaded_tensors(model) for part in (tensor, tensor.grad)] if model is not None else []
-    storages = [part.untyped_storage() for part in parts if part is not None and part.device.type == device]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    model, storages = loaded_model(), {}
+    for tensor in loaded_tensors(model) if model is not None else ():
+        for part in (tensor, tensor.grad):
+            if part is not None and part.device.type == device:
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 def detect_gpu() -> Gpu:
@@ -245,24 +233,16 @@ def loss_head(gpu: Gpu) -> tuple[str, str]:
     once, where TRL is not built as this kit knows it. On cards before Ampere, the probe before training decides between the first two
     (`helpers.compat.working_head`), and "torch", which needs more memory, is planned until then.
     """
-    plain = "TRL's, in plain torch, because"
     if gpu.fused_head == "full":
         why = "this version of TRL computes its loss in a way that this kit does not know"
         return "full", f"all logits at once, because {why}"
+    why = ""
     if gpu.kind != "cuda":
-        return "torch", f"{plain} Triton needs a CUDA card"
-    if gpu.fused_head == "torch":
-        return "torch", f"{plain} its Triton kernels failed a test on this card"
-    if _torch_without_triton():
-        return "torch", f"{plain} Triton is not installed here"
-    if gpu.is_ampere or gpu.fused_head == "triton":
-        return "triton", "TRL's, with Triton kernels"
-    why = "Triton does not promise to work before compute capability 8.0; training tries it, and it needs less"
-    return "torch", f"TRL's, planned in plain torch, because {why}"
-
-
-def _torch_without_triton() -> bool:
-    """Is Triton missing beside a CUDA build of torch? (A CPU build and macOS are only used to plan for another machine.)"""
-    if sys.platform != "linux":
-        return sys.platform == "win32"
-    return find_spec("triton") is None and find_spec("torch") is not None and "+cpu" not in version("torch")
+        why = "Triton needs a CUDA card"
+    elif gpu.fused_head == "torch":
+        why = "its Triton kernels failed a test on this card"
+    elif sys.platform == "win32" and not gpu.fused_head:
+        why = "PyTorch for Windows comes without Triton"
+    elif not (gpu.is_ampere or gpu.fused_head):
+        why = "Triton does not promise to work before compute capability 8.0; training tries it, and it needs less"
+    return ("torch", f"TRL's, in plain torch, because {why}") if why else ("triton", "TRL's, with Triton kernels")

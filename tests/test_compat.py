@@ -100,8 +100,7 @@ def test_where_triton_cannot_run_the_probe_says_so_and_leaves_trl_as_it_was():
 
 @pytest.fixture
 def planned(monkeypatch):
-    """A plan for a card where Triton is installed, and what its probe is said to find."""
-    monkeypatch.setattr("helpers.hardware._torch_without_triton", lambda: False)
+    """A plan for a card, and what the probe of its Triton kernels is said to find."""
 
     def plan(card, found=None):
         if found:

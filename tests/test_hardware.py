@@ -22,17 +22,16 @@ T4 = KNOWN_GPUS["T4"]
 
 @pytest.mark.parametrize(
     ("dtype", "kernel", "cards"),
-    [("float16", "efficient", ("T4", "P100", "RTX 2080 Ti")), ("bfloat16", "flash", ("RTX 3060", "L4", "RTX 5070"))],
+    [
+        ("float16", "efficient", [KNOWN_GPUS[card] for card in ("T4", "P100", "RTX 2080 Ti")]),
+        ("bfloat16", "flash", [KNOWN_GPUS[card] for card in ("RTX 3060", "L4", "RTX 5070")]),
+        ("float32", "math", [Gpu("x", kind, 8 * GIB, 4 * GIB) for kind in ("cpu", "mps")]),
+    ],
 )
 def test_precision_and_attention_follow_compute_capability(dtype, kernel, cards):
-    for card in map(KNOWN_GPUS.get, cards):
+    for card in cards:
         assert (compute_dtype(card)[0], attention(card)[0]) == (dtype, kernel)
-        assert card.name in compute_dtype(card)[1] or dtype == "bfloat16"
-
-
-def test_without_cuda_everything_is_fp32():
-    for kind in ("cpu", "mps"):
-        assert compute_dtype(Gpu("x", kind, 8 * GIB, 4 * GIB))[0] == "float32"
+        assert card.name in compute_dtype(card)[1] or dtype != "float16"
 
 
 def test_detection_reports_this_machine():
@@ -88,17 +87,11 @@ def test_the_plan_cell_run_again_with_a_model_loaded_plans_with_the_same_memory(
     fake_card |= {"free": 8 * GIB - 1200 * MIB, "reserved": 1200 * MIB, "allocated": 1124 * MIB + cublas}
     again = planned()
     assert again.gpu.free_bytes == before.gpu.free_bytes and str(again) == str(before)
-    del model  # gone: what it held is somebody else's now
-    assert detect_gpu().free_bytes == 8 * GIB - (1141 * MIB - hardware.WORKSPACES)
-
-
-def test_a_model_in_ram_is_counted_as_free_too(monkeypatch):
-    import torch
-
-    model = torch.nn.Linear(2**11, 2**11, bias=False)  # 16 MiB
-    monkeypatch.setattr(hardware, "_loaded", None)
-    hardware.count_as_free(model)
+    in_ram = torch.nn.Linear(2**11, 2**11, bias=False)  # 16 MiB
+    hardware.count_as_free(in_ram)
     assert hardware._bytes_of_loaded("cpu") == 16 * MIB and hardware._bytes_of_loaded("cuda") == 0
+    del model, in_ram  # gone: what they held is somebody else's now
+    assert detect_gpu().free_bytes == 8 * GIB - (1141 * MIB - hardware.WORKSPACES)
 
 
 @pytest.mark.parametrize("variable", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
@@ -111,16 +104,13 @@ def test_a_detected_card_says_how_its_allocator_works(fake_card, monkeypatch, va
     assert detect_gpu().expandable
 
 
-def test_segments_that_grow_are_for_linux_that_is_not_inside_windows():
-    """Some drivers under WSL fail at it (pytorch#192330)."""
-    assert hardware.growing_segments("linux", "6.1.0-13-cloud-amd64") and not hardware.growing_segments("win32", "11")
-    assert not hardware.growing_segments("linux", "5.15.153.1-microsoft-standard-WSL2")
-
-
 @pytest.mark.parametrize(
     "release, wanted", [("5.15.153.1-microsoft-standard-WSL2", "None"), ("6.6.113+", "expandable_segments:True")]
 )
-def test_importing_the_package_asks_for_them_only_there(root, release, wanted):
+def test_segments_that_grow_are_for_linux_that_is_not_inside_windows(root, release, wanted):
+    """Some drivers under WSL fail at it (pytorch#192330). Importing the package asks for them, and plans count with them, only there."""
+    assert hardware.growing_segments("linux", release) is (wanted != "None")
+    assert not hardware.growing_segments("win32", release)
     code = f"import os, platform\nplatform.release = lambda: {release!r}\nimport helpers\nprint(os.environ.get('PYTORCH_ALLOC_CONF'))"
     clean = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=clean, capture_output=True, text=True, check=True)
@@ -173,14 +163,12 @@ def test_a_cards_speed_is_found_by_how_its_real_name_begins(name, capability, al
     """Names as drivers report them."""
     found = hardware.speed(Gpu(name, "cuda", GIB, GIB, capability))
     assert bool(found.source) == bool(alike)
-    if alike:
-        assert (found.teraflops, found.gigabytes_per_second) == hardware.DATA_SHEETS[alike]
+    assert not alike or found[:2] == hardware.DATA_SHEETS[alike]
 
 
 def test_every_data_sheet_is_of_a_card_that_it_is_found_for():
     for short, sheet in hardware.DATA_SHEETS.items():
-        found = hardware.speed(KNOWN_GPUS[short])
-        assert (found.teraflops, found.gigabytes_per_second) == sheet, short
+        assert hardware.speed(KNOWN_GPUS[short])[:2] == sheet, short
     assert hardware.speed(T4).source == "fitted on recorded T4 steps"
 
 
@@ -194,20 +182,18 @@ def test_planning_needs_no_torch(root):
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gemma4", "qwen3_5"])
-def test_a_family_that_overflows_fp16_gets_fp32_where_bf16_is_missing(model_type):
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gemma4", "qwen3_5", "qwen3_5_text"])
+def test_a_family_that_overflows_fp16_gets_fp32_where_bf16_is_missing(tmp_path, monkeypatch, model_type):
+    """By the type in config.json, even where memory is not modeled."""
     dtype, reason = compute_dtype(T4, model_type)
     assert dtype == "float32" and model_type in reason
     assert compute_dtype(KNOWN_GPUS["RTX 3060"], model_type)[0] == "bfloat16"
     assert {compute_dtype(T4, other)[0] for other in ("llama", "qwen2", "qwen3", "")} == {"float16"}
-
-
-@pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3_5_text"])
-def test_that_is_decided_by_the_type_in_config_json_even_where_memory_is_not_modeled(tmp_path, monkeypatch, model_type):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    monkeypatch.setattr("helpers.planner.find_shape", lambda model: None)
-    plan = make_plan(TrainConfig(), T4, str(tmp_path))
-    assert plan.memory is None and plan.dtype == "float32"
+    if model_type in ("gemma3_text", "qwen3_5_text"):  # types that transformers can read
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        monkeypatch.setattr("helpers.planner.find_shape", lambda model: None)
+        plan = make_plan(TrainConfig(), T4, str(tmp_path))
+        assert plan.memory is None and plan.dtype == "float32"
 
 
 def test_numbers_of_a_model_in_fp32_are_counted_with_four_bytes():
@@ -221,7 +207,6 @@ def test_numbers_of_a_model_in_fp32_are_counted_with_four_bytes():
 
 def test_the_loss_head_is_what_was_tried_and_planned_for_the_worse_until_then(monkeypatch):
     """Triton works on some T4s and is promised on none, so the probe decides and the plan waits for it."""
-    monkeypatch.setattr(hardware, "_torch_without_triton", lambda: False)
     rtx = KNOWN_GPUS["RTX 3060"]
     assert loss_head(T4)[0] == "torch" and "training tries it" in loss_head(T4)[1]
     assert loss_head(rtx)[0] == "triton"
@@ -229,3 +214,5 @@ def test_the_loss_head_is_what_was_tried_and_planned_for_the_worse_until_then(mo
         for found in ("triton", "torch", "full"):
             assert loss_head(replace(card, fused_head=found))[0] == found
     assert "failed a test on this card" in loss_head(replace(rtx, fused_head="torch"))[1]
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert loss_head(rtx)[0] == "torch" and loss_head(replace(rtx, fused_head="triton"))[0] == "triton"
