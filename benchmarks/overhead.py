@@ -17,12 +17,11 @@ import io
 import tempfile
 import time
 
-import IPython.display
 import trl.trainer.utils as trl_utils
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
-from helpers import live
+from helpers import live, plots
 from helpers.compat import use_loss_head
 from helpers.config import TrainConfig
 from helpers.data import load_examples, split
@@ -43,7 +42,7 @@ class NoScreen:
 
 
 def draw_as_in_a_notebook() -> None:
-    IPython.display.display = lambda *things, **options: NoScreen()
+    plots.display = lambda *things, **options: NoScreen()
     live.has_notebook = lambda: True
 
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -35,20 +36,8 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 Losses = list[tuple[float, int]]  # (summed loss, tokens) of each answer
 EXAMPLES = 48  # as many as the quickstart compares
 LITTLE, MUCH = 0.1, 0.7  # rise in nats per token: exp(-0.1) = 0.9 times as likely, exp(-0.7) = half as likely
-GENERAL_PROMPTS = [
-    "Why does the sky turn red in the evening?",
-    "What is the capital of Portugal, and on which river does it lie?",
-    "Explain to a ten-year-old what a fraction is.",
-    "A train leaves at 14:35 and arrives at 17:10. How long does it travel?",
-    "Translate into Spanish: The library is closed on Mondays.",
-    "Write a Python function that returns the largest number in a list.",
-    "Name three differences between a frog and a toad.",
-    "Summarise the story of Little Red Riding Hood in two sentences.",
-    "Write four lines of verse about a lighthouse.",
-    "What should I check before I buy a used bicycle?",
-    "Is it healthy to drink only fruit juice for a week? Explain briefly.",
-    "List the planets of the solar system from the sun outwards.",
-]  # ours, CC0; far from the data samples on purpose
+# Ours, CC0; far from the data samples on purpose
+GENERAL_PROMPTS = Path(__file__).with_name("general_prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True)
@@ -121,8 +110,7 @@ def evaluate(
 
     Args:
         examples: held out; the first 48 are used. Choose others with `.select`.
-        score: a function of the answer, or of the answer and the reference; higher is better.
-        batch_size: on a GPU, pass the plan's `generation_batch`.
+        score, max_new_tokens, batch_size: as for `compare_before_after`.
         forgetting: also ask a dozen general questions, or `general_prompts`.
 
     Raises:
@@ -228,9 +216,7 @@ def _per_token(losses: Losses) -> list[float]:
 
 
 @torch.inference_mode()
-def answer_losses(
-    model: Model, tokenizer: Tokenizer, examples: Any, max_length: int | None = None
-) -> list[tuple[float, int]]:
+def answer_losses(model: Model, tokenizer: Tokenizer, examples: Any, max_length: int | None = None) -> Losses:
     """(summed loss, tokens) of each example's answer; of the whole text where there is only `text`.
 
     One example at a time, and the vocabulary only where the answer is: no padding, and little memory on any card.

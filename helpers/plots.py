@@ -8,12 +8,16 @@ place.show(figure, "Two runs")      # again and again: the newest picture stands
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from IPython import get_ipython
+from IPython.display import Image, display
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,48 +26,18 @@ from helpers.hardware import GIB
 from helpers.memory import MemoryEstimate
 from helpers.runs import History
 
-if TYPE_CHECKING:
-    from IPython.display import Image
-
+STYLE = Path(__file__).with_name("plots.mplstyle")
 # Told apart in color blindness and in grey.
 TRAIN, VALIDATION, BEST, MUTED = "#4c78a8", "#e45756", "#2f7d4f", "#7a7a7a"
 MARKERS = "osD^vPX*<>"  # of lines: color alone would be lost in print
 BINS = 40  # of the length histogram
 DIAGNOSIS_WIDTH = 92  # characters of a line above the chart
 STRIPS = {"learning_rate": "learning rate by step", "grad_norm": "gradient norm by step", "memory": "peak memory"}
-STYLE = {
-    "figure.figsize": (7.2, 3.8),  # inches
-    "figure.dpi": 110,
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-}
-
-# One color per part, from what stays (cool) to what comes and goes (warm); parts not named here share MUTED.
-PART_COLORS = {
-    "base weights": "#3b5b92",
-    "embeddings and norms": "#7195c9",
-    "adapters (fp32)": "#4f9d8f",
-    "optimizer": "#8cc5b5",
-    "gradients": "#c2dfb8",
-    "CUDA and libraries": "#b5b5b5",
-    "NCCL": "#d0d0d0",
-    "gradients on their way": "#a3cf9a",
-    "layers gathered for use": "#5b7fb8",
-    "saved activations": "#f2b84b",
-    "one layer, recomputed": "#e8853d",
-    "backward pass": "#e8853d",
-    "unpacked weights": "#c95d63",
-    "loss head": "#8e4a7e",
-}
+# One color per part of memory, from what stays (cool) to what comes and goes (warm); parts not named there share MUTED.
+PART_COLORS: dict[str, str] = json.loads(Path(__file__).with_name("part_colors.json").read_text(encoding="utf-8"))
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def loss_chart(history: History, max_steps: int | None = None, title: str = "") -> Figure:
     """Training and validation loss over optimizer steps, with the step of the lowest validation loss marked.
 
@@ -76,7 +50,7 @@ def loss_chart(history: History, max_steps: int | None = None, title: str = "") 
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def training_chart(
     history: History, max_steps: int | None = None, title: str = "", diagnosis: str = "", planned_bytes: int = 0
 ) -> Figure:
@@ -111,7 +85,7 @@ def training_chart(
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def comparison_chart(histories: dict[str, History]) -> Figure:
     """Validation curves of several runs (label -> log events) on one pair of axes, each with its best step marked."""
     figure = Figure()
@@ -126,7 +100,7 @@ def comparison_chart(histories: dict[str, History]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def length_chart(
     token_lengths: Sequence[int], max_length: int, memory: dict[int, float] | None = None, title: str = ""
 ) -> Figure:
@@ -157,7 +131,7 @@ def length_chart(
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(fname=STYLE)
 def memory_chart(
     estimates: dict[str, MemoryEstimate], card_bytes: int | None = None, card_name: str = "this card"
 ) -> Figure:
@@ -199,8 +173,6 @@ def picture(figure: Figure, words: str = "") -> Image:
     Args:
         words: what is to be seen, for readers who cannot see it.
     """
-    from IPython.display import Image
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     metadata = {"alt": words}  # the argument alt= is unknown to Colab's IPython 7
@@ -209,8 +181,6 @@ def picture(figure: Figure, words: str = "") -> Image:
 
 def has_notebook() -> bool:
     """True inside a Jupyter kernel (which can update what it has displayed), False in a terminal or a script."""
-    from IPython import get_ipython
-
     return getattr(get_ipython(), "kernel", None) is not None
 
 
@@ -222,8 +192,6 @@ class Place:
 
     def show(self, figure: Figure, words: str = "") -> None:
         """Put `figure` there; `words` as in `picture`."""
-        from IPython.display import display
-
         if self._handle is None:
             self._handle = display(picture(figure, words), display_id=True)
         else:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerState
 
-from helpers import live
+from helpers import live, plots
 from helpers.live import LiveChart
 from helpers.runs import Run
 
@@ -43,8 +43,6 @@ def test_the_plans_time_is_shown_until_ten_real_steps_replace_it(run):
 
 
 def test_in_a_notebook_one_display_is_updated_in_place(run, monkeypatch):
-    import IPython.display
-
     calls = []
 
     class Handle:
@@ -57,7 +55,7 @@ def test_in_a_notebook_one_display_is_updated_in_place(run, monkeypatch):
         return Handle()
 
     monkeypatch.setattr(live, "has_notebook", lambda: True)
-    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(plots, "display", display)
     chart = begun(run)
     for _ in range(3):
         chart.on_log(None, at(1), None, {"eval_loss": 4.0})

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.hardware import GIB
 from helpers.memory import estimate
-from helpers.plots import STYLE, comparison_chart, loss_chart, memory_chart, training_chart
+from helpers.plots import comparison_chart, loss_chart, memory_chart, training_chart
 from helpers.registry import CATALOG
 
 HISTORY = [
@@ -66,7 +66,7 @@ def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():
 
 
 def test_drawing_leaves_pyplot_alone():
-    before = [matplotlib.rcParams[name] for name in STYLE]
+    before = dict(matplotlib.rcParams)
     memory_chart({"one": estimate(LLAMA_8B, 1, 2048)}).savefig(io.BytesIO(), format="png")
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
-    assert [matplotlib.rcParams[name] for name in STYLE] == before
+    assert dict(matplotlib.rcParams) == before

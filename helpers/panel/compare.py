@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.hardware import GIB
-from helpers.panel.controls import Picture, labeled
+from helpers.panel.controls import Picture, button, labeled
 from helpers.panel.views import div
 from helpers.plots import comparison_chart
 from helpers.runs import Run
@@ -50,8 +50,7 @@ class CompareView(widgets.VBox):
         self.runs = labeled(widgets.SelectMultiple, "runs", lesson, layout=layout)
         self.runs.add_class("ftk-control")
         self.runs.observe(lambda change: self._draw(), "value")
-        self.again = labeled(widgets.Button, "Look for new runs", "Reads the folder of runs again, after a training.")
-        self.again.on_click(lambda button: self.find())
+        self.again = button("Look for new runs", "Reads the folder of runs again, after a training.", self.find)
         self.note, self.table = widgets.HTML(layout={"width": "auto"}), widgets.HTML(layout={"width": "auto"})
         self.picture = Picture("720px")
         top = widgets.Box([self.runs, self.again], layout={"flex_flow": "row wrap"})

@@ -30,6 +30,13 @@ def labeled(kind: type[widgets.Widget], label: str, lesson: str, **traits: Any) 
     return kind(description=label, layout=layout, **{tooltip: lesson}, **traits)
 
 
+def button(label: str, lesson: str, pressed: Callable[[], Any], icon: str = "") -> widgets.Button:
+    """A button with its tooltip, and what it does."""
+    made = labeled(widgets.Button, label, lesson, icon=icon)
+    made.on_click(lambda _: pressed())
+    return made
+
+
 class Picture(widgets.Box):
     """A chart, hidden until there is one."""
 

@@ -20,7 +20,7 @@ from helpers.hardware import KNOWN_GPUS, Gpu
 from helpers.panel import views
 from helpers.panel.code import as_code
 from helpers.panel.compare import CompareView
-from helpers.panel.controls import CONTROLS, STYLE, WIDEST, Control, labeled
+from helpers.panel.controls import CONTROLS, STYLE, WIDEST, Control, button, labeled
 from helpers.panel.data import DataView
 from helpers.panel.presets import PRESETS
 from helpers.panel.preview import Preview, preview_of, this_machine
@@ -78,16 +78,14 @@ class ControlPanel(widgets.VBox):
 
     def _top(self) -> list[widgets.Widget]:
         """What is always in sight: presets and undo, the plan, its memory bar."""
-        self.preset_buttons = {}
-        for name, preset in PRESETS.items():
-            self.preset_buttons[name] = button = labeled(widgets.Button, name, preset.lesson)
-            button.on_click(lambda _, name=name: self._applied(self.settings.edit(PRESETS[name].changes)))
+        self.preset_buttons = {
+            name: button(name, preset.lesson, lambda changes=preset.changes: self._applied(self.settings.edit(changes)))
+            for name, preset in PRESETS.items()
+        }
         lesson = "Takes back the last move, as often as you like."
-        self.undo = labeled(widgets.Button, "Undo", lesson, icon="undo")
-        self.undo.on_click(lambda _: self._applied(self.settings.undo()))
+        self.undo = button("Undo", lesson, lambda: self._applied(self.settings.undo()), "undo")
         lesson = "Everything as it was when this panel was made. Undo brings it back."
-        self.reset = labeled(widgets.Button, "Reset", lesson, icon="refresh")
-        self.reset.on_click(lambda _: self._applied(self.settings.reset()))
+        self.reset = button("Reset", lesson, lambda: self._applied(self.settings.reset()), "refresh")
         lesson = (
             "Shows under each control what it does, as its tooltip says it. Keys: Tab goes from one to the next; arrows, "
             "Page Up, Page Down, Home and End move a slider (Notebook 7 takes the arrows to move between cells)."
@@ -95,8 +93,7 @@ class ControlPanel(widgets.VBox):
         self.lessons = labeled(widgets.ToggleButton, "Explain", lesson, icon="question")
         self.lessons.observe(lambda _: self._annotate(), "value")
         lesson = "Runs the real training step without weights (some seconds): the exact peak instead of the formula's."
-        self.exact = labeled(widgets.Button, "Exact", lesson, icon="check")
-        self.exact.on_click(lambda _: self._run_exactly())
+        self.exact = button("Exact", lesson, self._run_exactly, "check")
         return [
             widgets.HTML(views.STYLE, layout={"display": "none"}),
             widgets.Box([*self.preset_buttons.values(), self.undo, self.reset, self.lessons], layout=WRAPPED),
