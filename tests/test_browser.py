@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.panel.panel import SECTIONS
 from tests.browser.lab import ARGUMENTS, find_browser, make_workspace, serve
 from tests.browser.notebook import Notebook
 
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.slow
 BAR_SECONDS, SLACK = 0.300, 1.5
 STEPS = 80  # eight evaluations, each of which redraws the chart: time to see three of them and to interrupt
 BROKEN = '{"instruction": "What is a teapot?", "output": ""}\n{"instruction": oops\n'
-SECTIONS = ("Model", "LoRA", "Training", "Memory", "Data", "Compare", "Code")
 
 
 @pytest.fixture(scope="module")

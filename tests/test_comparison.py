@@ -33,11 +33,8 @@ def test_what_differs_and_what_came_of_it_stand_side_by_side(tmp_path):
     assert list(compare_runs([Run.load(tmp_path / "one"), Run.load(tmp_path / "two")])[0]["r"]) == [4, 8], (
         "from disk alone"
     )
-
-
-def test_a_run_without_a_trained_evaluation_can_be_compared(tmp_path):
-    table, _ = compare_runs([a_run(tmp_path, "a", [4.0], r=4)])
-    assert table["best validation loss"].isna().all() and table["run"][0] == "a"
+    untrained, _ = compare_runs([a_run(tmp_path, "a", [4.0], r=4)])
+    assert untrained["best validation loss"].isna().all() and untrained["run"][0] == "a"
 
 
 def test_deleting_runs_gives_the_disk_back_and_refuses_other_folders(tmp_path):

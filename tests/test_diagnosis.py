@@ -47,3 +47,4 @@ def test_every_beginning_of_a_curve_has_a_sentence():
         history = curve(training, validation)
         for count in range(len(history) + 1):
             assert str(diagnose(history[:count]))
+            assert str(diagnose(history[1:count]))  # as if the untrained model had not been measured

@@ -25,11 +25,6 @@ WHEN = ("before", "after")
 
 
 @pytest.fixture
-def run(job, tmp_path):
-    return train(**job, root=tmp_path)
-
-
-@pytest.fixture
 def recorded(tmp_path):
     """A run of which only the record is there."""
     history = [{"step": 0, "eval_loss": 4.0}, {"step": 9, "loss": 3.0, "seconds": 90.0}, {"step": 9, "eval_loss": 2.87}]
@@ -37,15 +32,7 @@ def recorded(tmp_path):
     return Run(tmp_path, "id", asdict(TrainConfig(data="<b>.json")), plan=plan, history=history)
 
 
-def test_perplexity_is_the_loss_that_training_reports(run, job):
-    best = ev.perplexity(run.model, job["tokenizer"], job["validation"], max_length=128)
-    assert math.log(best) == pytest.approx(run.best_eval_loss, abs=1e-5)
-    with run.model.disable_adapter():
-        untrained = ev.perplexity(run.model, job["tokenizer"], job["validation"], max_length=128)
-    assert math.log(untrained) == pytest.approx(run.first_eval_loss, abs=1e-5)
-
-
-def test_perplexity_of_plain_text_counts_every_token_but_the_first(job):
+def test_losses_count_every_token_of_plain_text_but_the_first_and_nothing_of_an_answer_that_is_cut_away(job):
     model, tokenizer = job["model"], job["tokenizer"]
     text = "plain text"
     [(loss, tokens)] = ev.answer_losses(model, tokenizer, Dataset.from_list([{"text": text}]))
@@ -53,25 +40,25 @@ def test_perplexity_of_plain_text_counts_every_token_but_the_first(job):
     with torch.no_grad():
         expected = model(input_ids=ids, labels=ids).loss.item()
     assert tokens == ids.shape[1] - 1 and loss / tokens == pytest.approx(expected, abs=1e-5)
+    assert set(ev.answer_losses(model, tokenizer, job["validation"], max_length=5)) == {(0.0, 0)}
 
 
-def test_an_answer_that_is_cut_away_counts_nothing(job):
-    losses = ev.answer_losses(job["model"], job["tokenizer"], job["validation"], max_length=5)
-    assert set(losses) == {(0.0, 0)}
-
-
-def test_a_fresh_adapter_changes_nothing_and_every_test_says_so(job, tmp_path):
+def test_a_fresh_adapter_has_forgotten_nothing(job):
     model = attach_lora(job["model"], job["config"])
     forgotten = ev.forgetting_check(model, job["tokenizer"], ["What is 2 plus 2?", "Who are you?"], max_new_tokens=8)
     assert forgotten.rise == pytest.approx(0, abs=1e-6) and "hardly anything forgotten" in str(forgotten)
     assert list(forgotten.table["before"]) == list(forgotten.table["after"])
 
 
-def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
+def test_a_trained_adapter_is_judged_and_saved(job, tmp_path, say):
+    run = train(**job, root=tmp_path)
     general = ["What is water?", "Who was Ada?"]
     settings = {"score": metrics.token_f1, "max_new_tokens": 24, "general_prompts": general}
     result = ev.evaluate(run, job["tokenizer"], job["validation"], **settings)
-    assert result.loss_after == pytest.approx(run.best_eval_loss, abs=1e-5) and result.loss_after < result.loss_before
+    reported = [run.first_eval_loss, run.best_eval_loss]  # by training
+    assert [result.loss_before, result.loss_after] == pytest.approx(reported, abs=1e-5) and reported[1] < reported[0]
+    best = ev.perplexity(run.model, job["tokenizer"], job["validation"], max_length=128)
+    assert math.log(best) == pytest.approx(run.best_eval_loss, abs=1e-5)
     assert result.forgetting.rise > 0.1 and "hardly" not in str(result.forgetting)
     assert len(result.sentences) == 4 and "token f1:" in str(result) and "95 % interval" in str(result)
 
@@ -91,11 +78,9 @@ def test_a_trained_adapter_is_judged_and_saved(run, job, tmp_path, say):
     assert all(escape(sentence) in text for sentence in result.sentences) and "Everything else" in text
     say(f"run_report.html: {page.stat().st_size / 1024:.0f} KiB")
 
-
-def test_without_a_score_the_losses_are_paired(run, job):
-    result = ev.evaluate(run, job["tokenizer"], job["validation"], max_new_tokens=4, forgetting=False)
-    assert result.test.better == len(job["validation"]) and result.test.clear
-    assert "by the loss of the reference answers" in str(result)
+    unscored = ev.evaluate(run, job["tokenizer"], job["validation"], max_new_tokens=4, forgetting=False)
+    assert unscored.test.better == len(job["validation"]) and unscored.test.clear
+    assert "by the loss of the reference answers" in str(unscored)
 
 
 def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothing(recorded):
@@ -113,11 +98,8 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothin
         assert there in page
     titles = ["Curves", "Plan and reality", "Worst first", "And the best", "Everything else", "Settings"]
     assert re.findall("<h2>(.*)</h2>", page) == titles and "color-scheme: light dark" in page
-
-
-def test_a_report_of_an_unfinished_run_needs_no_evaluation_and_says_so(recorded):
-    page = write_report(recorded).read_text(encoding="utf-8")
-    assert "Not finished." in page and "Worst first" not in page
+    unfinished = write_report(recorded).read_text(encoding="utf-8")
+    assert "Not finished." in unfinished and "Worst first" not in unfinished, "needs no evaluation"
 
 
 def test_what_cannot_be_judged_is_refused_with_what_can_be_done(recorded):

@@ -40,6 +40,9 @@ def test_the_plans_time_is_shown_until_ten_real_steps_replace_it(run):
     assert "about 17.0 min left by the plan, not yet measured" in chart._time_left(at(3))
     chart.started_at -= 100  # 18 steps took 100 seconds
     assert "about 0.2 min left" in chart._time_left(at(18))
+    continued = begun(run, 90, 100)
+    continued.started_at -= 60  # two steps of its own took 60 seconds
+    assert "about 4.0 min left" in continued._time_left(at(92, 100))
 
 
 def test_in_a_notebook_one_display_is_updated_in_place(run, monkeypatch):
@@ -94,9 +97,3 @@ def test_the_title_has_the_speed_of_this_part_of_the_run(run):
     run.history.append({"step": 5, "num_tokens": 1100, "loss": 3.0})
     chart.training_seconds = 10.0
     assert "100 tokens/s" in chart._title(at(5))
-
-
-def test_a_continued_run_measures_its_own_steps_only(run):
-    chart = begun(run, 90, 100)
-    chart.started_at -= 60
-    assert "about 4.0 min left" in chart._time_left(at(92, 100))

@@ -39,9 +39,10 @@ def test_parameters_equal_those_of_the_real_model_class(row):
     assert sum(p.numel() for p in model.parameters()) == shape.parameters()
 
 
-def test_a_short_name_becomes_its_hub_id_and_anything_else_stays():
-    assert resolve("Qwen3-4B") == "Qwen/Qwen3-4B"
-    assert resolve("someone/else") == "someone/else"
+def test_the_menu_begins_with_the_smallest_model_and_names_become_hub_ids():
+    sizes = [row.shape.parameters() for row in CATALOG.values()]
+    assert sizes == sorted(sizes)
+    assert (resolve("Qwen3-4B"), resolve("someone/else")) == ("Qwen/Qwen3-4B", "someone/else")
 
 
 @ROWS
@@ -53,17 +54,9 @@ def test_each_row_says_where_shape_license_and_gating_come_from_or_that_nobody_l
     assert (row.license == "unverified") == (row.license_source == "unverified")
 
 
-def test_the_menu_begins_with_the_smallest_model():
-    sizes = [row.shape.parameters() for row in CATALOG.values()]
-    assert sizes == sorted(sizes)
-
-
-def test_an_unknown_family_is_not_guessed():
+def test_an_unknown_family_is_not_guessed_and_unknown_target_modules_are_named():
     with pytest.raises(ValueError, match="not modeled"):
         ModelShape.from_config(BertConfig())
-
-
-def test_unknown_target_modules_are_named():
     shape = ModelShape.from_config(LlamaConfig())
     with pytest.raises(ValueError, match="query"):
         shape.lora_parameters(8, ["query"])
