@@ -493,7 +493,8 @@ def test_every_control_teaches_in_a_tooltip(panel):
 
 def test_planning_in_the_panel_imports_no_torch(root):
     code = (
-        "import sys; from helpers.config import TrainConfig; from helpers.hardware import KNOWN_GPUS; from helpers.panel import *\n"
+        "import sys, helpers.menu, helpers.planner; assert 'torch' not in sys.modules\n"
+        "from helpers.config import TrainConfig; from helpers.hardware import KNOWN_GPUS; from helpers.panel import *\n"
         "p = control_panel(TrainConfig(), KNOWN_GPUS['T4']); p.controls['r'].inputs[0].value = 64; p.chooser.value = 'Code'\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -37,6 +37,14 @@ def button(label: str, lesson: str, pressed: Callable[[], Any], icon: str = "") 
     return made
 
 
+def select(widget: widgets.Widget, options: Options, value: Any) -> None:
+    """Show `value` among `options`, in one message to the browser; options that are there already are left alone."""
+    with widget.hold_sync():
+        if list(widget.options) != list(options):
+            widget.options = options
+        widget.value = value
+
+
 class Picture(widgets.Box):
     """A chart, hidden until there is one."""
 
@@ -120,10 +128,8 @@ class Stops(Control):
 
     def _put(self, value: Any) -> None:
         slider = self.inputs[0]
-        with slider.hold_sync():
-            if value not in [stop for _, stop in slider.options]:
-                slider.options = self._options(value)
-            slider.value = value
+        there = value in [stop for _, stop in slider.options]
+        select(slider, slider.options if there else self._options(value), value)
 
 
 class Choice(Control):
@@ -140,13 +146,8 @@ class Choice(Control):
         self.show(self.read())
 
     def _put(self, value: Any) -> None:
-        menu, options = self.inputs[0], list(self.offered)
-        if value not in [option for _, option in options]:
-            options.append((str(value), value))
-        with menu.hold_sync():
-            if list(menu.options) != options:
-                menu.options = options
-            menu.value = value
+        there = value in [option for _, option in self.offered]
+        select(self.inputs[0], [*self.offered, *([] if there else [(str(value), value)])], value)
 
 
 class Menu(Choice):

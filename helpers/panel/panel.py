@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
 
 from helpers.config import TrainConfig
-from helpers.hardware import KNOWN_GPUS, Gpu
+from helpers.hardware import KNOWN_GPUS, Gpu, detect_gpu
 from helpers.panel import views
 from helpers.panel.code import as_code
 from helpers.panel.compare import CompareView
 from helpers.panel.controls import CONTROLS, STYLE, WIDEST, Control, button, labeled
 from helpers.panel.data import DataView
 from helpers.panel.presets import PRESETS
-from helpers.panel.preview import Preview, preview_of, this_machine
+from helpers.panel.preview import Preview, preview_of
 from helpers.panel.settings import Settings, usable
 from helpers.plots import has_notebook
 
@@ -51,8 +52,8 @@ class ControlPanel(widgets.VBox):
 
     def __init__(self, config: TrainConfig, gpu: Gpu | None = None) -> None:
         self.config, self.settings = config, Settings(config)
-        machine, label = (gpu, str(gpu)) if gpu else this_machine()
-        self.cards = {label: machine} | KNOWN_GPUS
+        machine = gpu or detect_gpu()
+        self.cards = {str(machine) if gpu else f"this machine: {machine}": machine} | KNOWN_GPUS
         self.preview = preview_of(config, machine)
         self._exact_for = self._lights_for = ""  # the state that the dry run's plan, and the menu's lights, speak of
         self._pending: asyncio.TimerHandle | None = None
@@ -79,8 +80,7 @@ class ControlPanel(widgets.VBox):
     def _top(self) -> list[widgets.Widget]:
         """What is always in sight: presets and undo, the plan, its memory bar."""
         self.preset_buttons = {
-            name: button(name, preset.lesson, lambda changes=preset.changes: self._applied(self.settings.edit(changes)))
-            for name, preset in PRESETS.items()
+            name: button(name, preset.lesson, partial(self._change, preset.changes)) for name, preset in PRESETS.items()
         }
         lesson = "Takes back the last move, as often as you like."
         self.undo = button("Undo", lesson, lambda: self._applied(self.settings.undo()), "undo")
@@ -130,7 +130,10 @@ class ControlPanel(widgets.VBox):
     # ------------------------------------------------------------------------------------------------ widget -> config
 
     def _edited(self, field: str, value: Any) -> None:
-        self._applied(self.settings.edit({field: value}), self.controls[field])
+        self._change({field: value}, self.controls[field])
+
+    def _change(self, changes: dict[str, Any], control: Control | None = None) -> None:
+        self._applied(self.settings.edit(changes), control)
 
     def _applied(self, reason: str, control: Control | None = None) -> None:
         """After a change: every panel on this config shows it; a change that was refused says why."""

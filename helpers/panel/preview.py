@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from helpers import setup
 from helpers.config import ConfigError, TrainConfig
-from helpers.hardware import KNOWN_GPUS, Gpu, detect_gpu, speed
+from helpers.hardware import KNOWN_GPUS, Gpu, speed
 from helpers.memory import MemoryEstimate, flops_and_bytes
 from helpers.menu import choose_model, fit_status
 from helpers.panel.settings import usable
@@ -39,15 +39,6 @@ class Preview:
     seconds: float | None = None  # of the whole training; None where the card's speed or the examples are unknown
     trainable: int | None = None
     light: str = "no"  # or "fits", "tight", "not modeled"
-
-
-def this_machine() -> tuple[Gpu, str]:
-    """(the device of this machine, or a T4 where PyTorch is missing; what to call it)."""
-    try:
-        gpu = detect_gpu()
-    except ImportError:
-        return KNOWN_GPUS["T4"], "T4 (PyTorch is not installed here, so this machine is not known)"
-    return gpu, f"this machine: {gpu}"
 
 
 @lru_cache(maxsize=1)
