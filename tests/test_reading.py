@@ -14,9 +14,9 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-import helpers.data.parse
+import helpers.data.file
 from helpers.data.issues import DataError
-from helpers.data.read import choose_hub_files, is_held_out, read
+from helpers.data.read import choose_hub_files, part_of, read
 from tests.fake_hub import FakeHub
 
 ROWS = [
@@ -159,14 +159,14 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.parse.DataFile, "stream", lambda self: pytest.fail("it was opened"))
-    with pytest.raises(DataError, match=r"big.jsonl has more than 2 GiB"):
+    monkeypatch.setattr(helpers.data.file.DataFile, "stream", lambda self: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match=r"big.jsonl has more than the 2.0 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
-    monkeypatch.setattr(helpers.data.parse, "LARGEST", 1_000_000)
+    monkeypatch.setattr(helpers.data.file, "LARGEST", 1_000_000)
     with pytest.raises(DataError, match=r"bomb.jsonl.gz has more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
@@ -195,8 +195,10 @@ def test_a_file_without_permission(tmp_path):
 
 
 def test_names_that_mark_held_out_parts():
-    assert all(map(is_held_out, ("data/validation-00000-of-00001.parquet", "my_val.jsonl", "test")))
-    assert not any(map(is_held_out, ("contest.jsonl", "validation_folder/train.jsonl", "latest.csv")))
+    assert {*map(part_of, ("data/validation-00000-of-00001.parquet", "my_val.jsonl", "dev"))} == {"validation"}
+    assert {*map(part_of, ("test", "a/eval.csv", "train/test.csv", "test/0000.parquet"))} == {"test"}
+    assert {*map(part_of, ("contest.jsonl", "testing/rows.jsonl", "latest.csv"))} == {""}
+    assert part_of("validation_folder/train.jsonl") == "train"
     train = ["data/train-0.parquet", "data/train-1.parquet"]
     assert choose_hub_files("a/b", [*train, "data/test-0.parquet"]) == train
     with pytest.raises(DataError, match="several parts: main, socratic"):

@@ -22,14 +22,6 @@ from helpers.data.issues import DataError, Report
 from helpers.data.splitting import split
 from helpers.data.tokens import ensure_chat_template, lengths
 
-__all__ = [
-    "DataError",
-    "Report",
-    "check_examples",
-    "ensure_chat_template",
-    "lengths",
-    "load_examples",
-    "split",
-]
+__all__ = ["DataError", "Report", "check_examples", "ensure_chat_template", "lengths", "load_examples", "split"]
 
 datasets_logging.disable_progress_bar()

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from helpers.data.check import check_examples
-from helpers.data.issues import DataError
+from helpers.data.issues import DataError, tell
 from helpers.data.tokens import load_tokenizer
 
 
@@ -26,11 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer = load_tokenizer(chosen.model) if chosen.model else None
         report = check_examples(chosen.source, tokenizer, chosen.max_length, chosen.truncate)
     except DataError as error:
-        print(error)
+        tell(error)
         return 1
-    print(report)
+    tell(report)
     if chosen.rejected and report.rejected:
-        print(f"  - rows set aside: {report.save_rejected(chosen.rejected)}")
+        try:
+            tell(f"  - rows set aside: {report.save_rejected(chosen.rejected)}")
+        except DataError as error:
+            tell(f"  - rows set aside: {error}")
     return 0 if report.ready else 1
 
 

@@ -5,32 +5,36 @@
     report.examples, report.rejected, report.ready
     examples = load_examples("my_examples.jsonl")       # the same check, said in one line
 
-Nothing is dropped silently: every record that was read is either kept or in `report.rejected`, with the reason and the
-fix. Records go through in batches, so that besides the examples only a few numbers per record are held in memory.
+Nothing is dropped silently: every record that was read is either kept or set aside, with the reason and the fix.
+Records go through in batches, so that besides the examples only a few numbers per record are held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from helpers.data.convert import TEXT, Example, texts_of, to_examples, used_columns
-from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, is_broken, suspicions
-from helpers.data.parse import Record
-from helpers.data.read import is_held_out, name_of, read
-from helpers.data.splitting import MinHashIndex, plain
-from helpers.data.tokens import MASKED, TokenCheck, ensure_chat_template, tokenize
+from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, as_json, suspicions, tell
+from helpers.data.parse import BATCH, Record
+from helpers.data.read import name_of, part_of, read
+from helpers.data.splitting import MinHashIndex
+from helpers.data.tokens import MASKED, TokenCheck, control_tokens, ensure_chat_template, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 1000  # records looked at together; the form of most of the first batch is the form of the data set
+# The form of most of the first batch of records is the form of the data set.
+MOST_REJECTED = 64 * 2**20  # characters of the rows set aside that are kept, to be written to a file
+MOST_UNUSED = 1000  # names of columns that are not trained on that are counted
 REPEATED, REPEATED_SHARE = 5, 0.01  # an answer counts as repeated from 5 times and 1 % of the rows on
 ENOUGH_FOR = {  # so many examples
     500: "to start (500 are); hold 10 to 20 % of them out with split().",
@@ -68,28 +72,37 @@ def check_examples(
     return check.report(name_of(source))
 
 
-def load_examples(source: Any, rejected: str | Path | None = "rejected.jsonl") -> Dataset:
+def load_examples(
+    source: Any, rejected: str | Path | None = "rejected.jsonl", tokenizer: PreTrainedTokenizerBase | None = None
+) -> Dataset:
     """The examples of a source, ready for `split`. Prints nothing if all is well, and one line if not.
 
     Args:
-        source: as in `check_examples`.
+        source, tokenizer: as in `check_examples`.
         rejected: where rows that cannot be used are written, with reason and fix; None writes nothing.
 
     Raises:
         DataError: there is no such source, or nothing in it can be used.
     """
-    report = check_examples(source)
+    report = check_examples(source, tokenizer)
     if not report.counts["kept"]:
         raise DataError(f"{report.source}: {report.stop}")
     said = []
     if report.rejected:
-        where = f" (see {report.save_rejected(rejected)})" if rejected else ""
+        where = f" ({_written(report, rejected)})" if rejected else ""
         said.append(f"{report.counts['rejected']:,} of {report.counts['input']:,} rows set aside{where}")
     if report.warnings:
         said.append(f"worth a look: {', '.join(ISSUE_TYPES[finding.code].name for finding in report.warnings)}")
     if said:
-        print(f"{report.source}: {'; '.join(said)}. print(check_examples(...)) says more.")
+        tell(f"{report.source}: {'; '.join(said)}. print(check_examples(...)) says more.")
     return report.examples
+
+
+def _written(report: Report, path: str | Path) -> str:
+    try:
+        return f"see {report.save_rejected(path)}"
+    except DataError as error:  # no reason to do without the others
+        return str(error).rstrip(".")
 
 
 class Row(NamedTuple):
@@ -98,36 +111,27 @@ class Row(NamedTuple):
     record: Record
     form: str
     examples: list[Example]
-
-    @property
-    def place(self) -> Place:
-        """Where it stands."""
-        return Place(self.record.file, self.record.line)
+    place: Place
 
     @property
     def digest(self) -> bytes:
         """12 bytes that stand for everything the row says: equal for exact duplicates only."""
         return hashlib.blake2b(repr(self.examples).encode("utf-8", "replace"), digest_size=12).digest()
 
-    @property
-    def held_out(self) -> bool:
-        """Does the row itself (column `split`) or the name of its file say that it is for validation or testing?"""
-        own = self.record.value.get("split")
-        return is_held_out(own if isinstance(own, str) else self.record.file)
 
-
-def to_row(record: Record) -> Row | Issue:
+def _row(record: Record) -> Row | Issue:
     """The record as examples, or why it cannot be used."""
     outcome = record.issue or to_examples(record.value)
-    if isinstance(outcome, Issue):
-        return outcome
-    form, examples = outcome
-    if any(is_broken(text) for text in texts_of(examples[-1])):
-        return Issue("broken characters", "it holds half characters, as a wrong encoding leaves them")
-    for turns in (texts_of(example)[-2:] for example in examples if form != TEXT):
-        if turns[0].strip().casefold() == turns[1].strip().casefold():
-            return Issue("echo", "the answer only repeats the question")
-    return Row(record, form, examples)
+    place = Place(record.file, record.line, _part(record))
+    return outcome if isinstance(outcome, Issue) else Row(record, *outcome, place)
+
+
+def _part(record: Record) -> str:
+    """What a row is for, as its own column `split` says, or what stands around it, or the name of its file."""
+    row = record.value if isinstance(record.value, dict) else {}
+    own = next((value for name, value in row.items() if str(name).strip().lower() == "split"), None)
+    names = (own if isinstance(own, str) and len(own) < 100 else "", record.part, record.file)
+    return next(filter(None, map(part_of, names)), "train")
 
 
 class _Check:
@@ -136,44 +140,58 @@ class _Check:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, truncate: bool) -> None:
         self.tokenizer, self.max_length, self.truncate = tokenizer, max_length, truncate
         self.form = ""
-        self.read = 0
+        self.read, self.files = 0, dict[str, None]()
         self.parts: list[Dataset] = []
-        self.kept: list[tuple[Place, bool]] = []  # where each row that was kept stands, and is it held out
-        self.first_with: dict[bytes, tuple[Place, bool]] = {}  # the same of the first row that says this
+        self.kept: list[Place] = []
+        self.first_with: dict[bytes, Place] = {}  # the first row that says this
+        self.texts, self.questions, self.answers = MinHashIndex(), array("q"), array("q")  # of kept rows, as numbers
         self.rejected: list[dict[str, Any]] = []
+        self.room = MOST_REJECTED
         self.findings: dict[str, Finding] = {}
         self.unused: Counter[str] = Counter()
         self.notes: list[str] = []
         self.tokens = TokenCheck(tokenizer, max_length) if tokenizer else None
+        self.control = control_tokens(tokenizer) if tokenizer else None
         if tokenizer and ensure_chat_template(tokenizer):
             self.notes.append("the tokenizer had no chat template: it was given a plain one (### Question, ### Answer)")
 
     def add(self, batch: list[Record]) -> None:
         """One batch of records, through one check after the other; what comes out at the end is kept."""
         self.read += len(batch)
-        outcomes = [to_row(record) for record in batch]
+        self.files |= dict.fromkeys(record.file for record in batch)
+        outcomes = [_row(record) for record in batch]
         forms = Counter(row.form for row in outcomes if isinstance(row, Row))
         self.form = self.form or (forms.most_common(1)[0][0] if forms else "")
         columns: dict[str, list[Any]] = {name: [] for name in FEATURES.get(self.form, ())}
         for record, row in zip(batch, outcomes):
-            if isinstance(row, Issue):
-                self._set_aside(record, row)
-                continue
-            if issue := self._other_form(row) or self._duplicate(row) or self._unfit(row):
+            issue = row if isinstance(row, Issue) else self._other_form(row) or self._duplicate(row) or self._unfit(row)
+            if issue:
                 self._set_aside(record, issue)
-                continue
-            for example in row.examples:
-                for name in columns:
-                    columns[name].append(len(self.kept) if name == "group" else example[name])
-            self.kept.append((row.place, row.held_out))
-            self.unused.update({str(name) for name in record.value} - used_columns(record.value))
-            seen: dict[str, str] = {}
-            for text in texts_of(row.examples[-1]):
-                seen |= suspicions(text)
-            for code, what in seen.items():
-                self._found(code, row.place, what)
+            elif isinstance(row, Row):
+                self._keep(row, columns)
         if any(columns.values()):
-            self.parts.append(Dataset.from_dict(columns, features=FEATURES[self.form]))
+            features = FEATURES[self.form]
+            typed = {name: pa.array(columns[name], features.arrow_schema.field(name).type) for name in columns}
+            self.parts.append(Dataset.from_dict(typed, features=features))
+
+    def _keep(self, row: Row, columns: dict[str, list[Any]]) -> None:
+        """Write a row's examples into the columns, and remember what it says and what is suspicious in it."""
+        for example in row.examples:
+            for name in columns:
+                columns[name].append(len(self.kept) if name == "group" else example[name])
+        self.kept.append(row.place)
+        said = texts_of(row.examples[-1])
+        keys = self.texts.add(*said)
+        ends = [len(texts_of(example)) - 1 for example in row.examples]
+        self.questions.append(keys[max(0, ends[0] - 1)])
+        self.answers.extend(keys[end] for end in ends)
+        if len(self.unused) < MOST_UNUSED:
+            self.unused.update({str(name) for name in row.record.value} - used_columns(row.record.value))
+        seen: dict[str, str] = {}
+        for text in said:
+            seen |= suspicions(text)
+        for code, what in seen.items():
+            self._found(code, row.place, what)
 
     def _other_form(self, row: Row) -> Issue | None:
         if row.form == self.form:
@@ -182,20 +200,21 @@ class _Check:
         return Issue("other form", f"this is {this}, most rows are {most}")
 
     def _duplicate(self, row: Row) -> Issue | None:
-        here = row.place, row.held_out
-        first = self.first_with.setdefault(row.digest, here)
-        if first is here:
+        first = self.first_with.setdefault(row.digest, row.place)
+        if first is row.place:
             return None
-        place, held_out = first
-        if held_out != row.held_out:
+        if (first.part == "train") != (row.place.part == "train"):
             self._found("leak", row.place)
-        where = f"line {place.line}" if place.file == row.place.file else f"{place.file}, line {place.line}"
+        where = f"line {first.line}" if first.file == row.place.file else f"{first.file}, line {first.line}"
         return Issue("duplicate", f"the same as {where}")
 
     def _unfit(self, row: Row) -> Issue | None:
-        """Does the sequence length hold the row's answers whole (or, with `truncate`, at least in part)?"""
-        if not self.tokens:
+        """Is every text only text to the model, and does its length hold the answers, or with `truncate` a part?"""
+        if not self.tokens or not self.control:
             return None
+        said = [] if row.form == TEXT else texts_of(row.examples[-1])
+        if found := next(filter(None, map(self.control.search, said)), None):
+            return Issue("control token", f"it holds {found[0]!r}, which is no text to this model")
         try:
             tokens = tokenize(row.examples, self.tokenizer)
         except DataError as error:
@@ -216,8 +235,11 @@ class _Check:
     def _set_aside(self, record: Record, issue: Issue) -> None:
         kind, place = ISSUE_TYPES[issue.code], Place(record.file, record.line)
         self._found(issue.code, place, issue.reason)
-        why = {"fault": kind.name, "reason": issue.reason, "fix": kind.fix}
-        self.rejected.append(place._asdict() | why | {"record": record.value})
+        row = {"file": place.file, "line": place.line, "fault": kind.name, "reason": issue.reason, "fix": kind.fix}
+        row["record"] = None if issue.code == "too large" else record.value
+        self.room -= len(as_json(row)) if self.room > 0 else 0
+        if self.room > 0:
+            self.rejected.append(row)
 
     def _found(self, code: str, place: Place, detail: str = "") -> None:
         self.findings.setdefault(code, Finding(code)).add(place, detail)
@@ -227,20 +249,57 @@ class _Check:
         features = FEATURES[self.form or "chat"]
         empty = Dataset.from_dict({name: [] for name in features}, features=features)
         examples = concatenate_datasets(self.parts or [empty])
-        for finding in across_rows(examples, *zip(*self.kept)) if self.kept else []:
-            known = self.findings.setdefault(finding.code, finding)
-            if known is not finding:  # exact duplicates were leaks already
-                known.count, known.places = known.count + finding.count, (known.places + finding.places)[:PLACES]
+        self.first_with.clear()  # makes room for what follows
+        parts = [place.part for place in self.kept]
+        if len(set(parts)) > 1 and "train" in parts:
+            examples = examples.add_column("part", [parts[row] for row in examples["group"]])
+            for place in self.kept:
+                if place.part != "train":
+                    self._found("held out", place, f"it is for {place.part}")
+        self._across_rows()
         if len(examples):
+            self._repeated_answers(examples)
             self._note(len(examples))
-        counts = {"input": self.read, "kept": len(self.kept), "rejected": len(self.rejected), "examples": len(examples)}
+        rejected = sum(found.count for code, found in self.findings.items() if ISSUE_TYPES[code].rejects)
+        if len(self.rejected) < rejected:
+            self.notes.append(f"only the first {len(self.rejected):,} of the rows set aside are kept, to be written")
+        counts = {"input": self.read, "kept": len(self.kept), "rejected": rejected, "examples": len(examples)}
         found = self.findings, self.notes, self.tokens, self._stop()
-        return Report(source, examples, self.rejected, counts, *found)
+        return Report(source, examples, self.rejected, counts, *found, list(self.files))
+
+    def _across_rows(self) -> None:
+        """What only the whole data set shows: near duplicates, and leaks between its parts."""
+        groups, places, only_file = self.texts.groups(), self.kept, len({place.file for place in self.kept}) == 1
+        for rows in groups.lists():
+            if len(rows) > 1:
+                names = ("line " * only_file + places[row].show(only_file) for row in rows[:4])
+                self._found("near duplicate", places[rows[1]], f"{' and '.join(names)} belong together")
+        groups.join_equal(self.questions)
+        for rows in groups.lists() if "held out" in self.findings else []:
+            trained = [places[row] for row in rows if places[row].part == "train"]
+            for place in (places[row] for row in rows if trained and places[row].part != "train"):
+                first = "line " * only_file + trained[0].show(only_file)
+                self._found("leak", place, f"it stands in training at {first}")
+
+    def _repeated_answers(self, examples: Dataset) -> None:
+        """All answers that occur too often, as one finding about the most frequent."""
+        answers = np.array(self.answers)
+        known, first, counts = np.unique(answers, return_index=True, return_counts=True)
+        often = np.flatnonzero(counts >= max(REPEATED, REPEATED_SHARE * len(self.kept)))
+        if self.form == TEXT or not len(often):
+            return
+        top = min(often, key=lambda one: (-counts[one], first[one]))
+        rows = examples.select(np.flatnonzero(answers == known[top]))
+        others = f"; {len(often) - 1} more such answers" if len(often) > 1 else ""
+        detail = f"{rows[0]['completion'][0]['content'][:60]!r} answers {len(rows):,} rows{others}"
+        places = [self.kept[row] for row in rows[:PLACES]["group"]]
+        found = Finding("repeated answer", int(counts[often].sum()), places, detail, of_one_row=False)
+        self.findings[found.code] = found
 
     def _note(self, examples: int) -> None:
         if self.form == TEXT:
             self.notes.append("plain text: the loss counts every token, not only answers")
-        if unused := [repr(name) for name, _ in self.unused.most_common(8) if name]:
+        if unused := [f"{name!r:.60}" for name, _ in self.unused.most_common(8) if name]:
             self.notes.append(f"columns that are not trained on: {', '.join(unused)}")
         not_checked = "tokens were not checked: name the model (tokenizer=..., or --model on the command line)"
         self.notes += str(self.tokens).splitlines() if self.tokens else [not_checked]
@@ -257,45 +316,3 @@ class _Check:
         if len(self.kept) < 2:
             return "one row is too few to train on and to hold one out. Add examples."
         return self.tokens.stop() if self.tokens else ""
-
-
-def across_rows(examples: Dataset, places: Sequence[Place], held_out: Sequence[bool]) -> list[Finding]:
-    """What only the whole data set shows: near duplicates, leaks between its parts, one answer to many questions.
-
-    Args:
-        places, held_out: of each row; `examples["group"]` is the number of the row.
-    """
-    texts, questions = MinHashIndex(), []
-    answers: dict[int, Finding] = {}
-    for row, group in groupby(examples, key=lambda example: example["group"]):
-        said = [texts_of(example) for example in group]
-        texts.add("\n".join(said[-1]))
-        questions.append(hash(plain(said[0][-2:][0])))
-        for *question, answer in said:
-            if question:  # plain text has none
-                known = answers.setdefault(hash(plain(answer)), Finding("repeated answer"))
-                known.add(places[row], "" if known.count else f"{answer[:60]!r}")
-    only_file = len({place.file for place in places}) == 1
-    names = ["line " * only_file + place.show(only_file) for place in places]
-    near, leaks = Finding("near duplicate"), Finding("leak")
-    groups = texts.groups()
-    for rows in groups.lists():
-        if len(rows) > 1:
-            near.add(places[rows[1]], f"{' and '.join(names[row] for row in rows[:4])} belong together")
-    groups.join_equal(questions)
-    for rows in groups.lists():
-        trained = [row for row in rows if not held_out[row]]
-        for row in (row for row in rows if trained and held_out[row]):
-            leaks.add(places[row], f"it stands in training at {names[trained[0]]}")
-    fewest = max(REPEATED, REPEATED_SHARE * len(places))
-    return [found for found in (near, leaks, *_repeated(list(answers.values()), fewest)) if found.count]
-
-
-def _repeated(answers: list[Finding], fewest: float) -> list[Finding]:
-    """All answers that occur so often, as one finding about the most frequent."""
-    often = sorted((found for found in answers if found.count >= fewest), key=lambda found: -found.count)
-    for first in often[:1]:
-        others = f"; {len(often) - 1} more such answers" if len(often) > 1 else ""
-        first.detail += f" answers {first.count:,} rows{others}"
-        first.count, first.of_one_row = sum(found.count for found in often), False
-    return often[:1]

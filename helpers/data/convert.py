@@ -12,9 +12,10 @@ from __future__ import annotations
 import ast
 import json
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
-from helpers.data.issues import Issue
+from helpers.data.issues import LONGEST_ROW, TOO_LONG, Issue, is_broken
 
 Message = dict[str, str]
 Example = dict[str, Any]
@@ -31,11 +32,27 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant")
 NEXT_ROLES = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
 TYPE_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
+MOST_TURNS = 1000  # of a conversation, as each example holds all that was said before
 LONGEST_LITERAL = 1_000_000  # characters of a Python list in a table's cell that we are willing to parse
 
 
 def to_examples(record: Any) -> tuple[str, list[Example]] | Issue:
     """(form, examples) of one record, or what is wrong with it. Columns that are null count as absent."""
+    outcome = _from_record(record)
+    if isinstance(outcome, Issue):
+        return outcome
+    said = [texts_of(example) for example in outcome[1]]
+    if sum(len(text) for texts in said for text in texts) > LONGEST_ROW:
+        return TOO_LONG
+    if any(is_broken(text) for text in said[-1]):
+        return Issue("broken characters", "it holds half characters, as a wrong encoding leaves them")
+    for *_, question, answer in said if outcome[0] != TEXT else []:
+        if question.strip().casefold() == answer.strip().casefold():
+            return Issue("echo", "the answer only repeats the question")
+    return outcome
+
+
+def _from_record(record: Any) -> tuple[str, list[Example]] | Issue:
     if not isinstance(record, dict):
         return Issue("not an object", f"this is {_type_name(record)}, not an object with named columns")
     record = {str(name): value for name, value in record.items()}
@@ -113,7 +130,9 @@ def _from_pair(columns: dict[str, str], values: dict[str, Any]) -> tuple[str, li
         if not isinstance(value, str) and not is_empty:
             return Issue("wrong type", f"{columns[part]!r} is {_type_name(value)}, not text")
     messages = _system(values["system"])
-    for turn in _as_list(values.get("history")) or []:
+    history = values.get("history", "")
+    turns = [] if isinstance(history, str) and not history.strip() else _as_list(history)
+    for turn in turns or ([] if turns == [] else [None]):
         is_pair = isinstance(turn, (list, tuple)) and len(turn) == 2
         if not is_pair or any(_not_text("", text) for text in turn):
             return Issue("wrong type", f"{columns['history']!r} must be a list of [question, answer] pairs of text")
@@ -126,10 +145,10 @@ def _from_pair(columns: dict[str, str], values: dict[str, Any]) -> tuple[str, li
 def _from_turns(column: str, value: Any, system: Any, only_after: int = 0) -> tuple[str, list[Example]] | Issue:
     """A conversation: one example for each assistant turn. Turns before number `only_after` are not trained."""
     turns = _as_list(value)
-    if not turns:
-        if turns == [] or (isinstance(value, str) and not value.strip()):
-            return Issue("empty", f"{column!r} is empty")
-        return Issue("wrong type", f"{column!r} is {_type_name(value)}, not a list")
+    if not turns or len(turns) > MOST_TURNS:
+        is_empty = turns == [] or (isinstance(value, str) and not value.strip())
+        wrong = Issue("wrong type", f"{column!r} is {_type_name(value)}, not a list")
+        return TOO_LONG if turns else Issue("empty", f"{column!r} is empty") if is_empty else wrong
     messages = _system(system)
     only_after += len(messages)
     examples = []
@@ -159,6 +178,9 @@ def _message(turn: Any, place: str) -> Message | Issue:
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         shown = "missing" if role is None else f"{role!r:.60}"
         return Issue("unknown role", f"{place}: the role is {shown}; known are system, user (human), assistant (gpt)")
+    weight = turn.get("weight")
+    if weight is not None and (not isinstance(weight, Real) or weight not in (0, 1)):
+        return Issue("wrong type", f"{place}: the weight is {weight!r:.60}; known are 0 and 1")
     content: Any = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
     if isinstance(content, list) and content:
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]

@@ -10,11 +10,13 @@ The patterns are regular expressions, no model: they point at lines to look at, 
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from helpers.files import atomic_file
 from helpers.page import filled
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ class DataError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, for a message of one sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def tell(text: object) -> None:
+    """Print, whatever the console can show: characters that it cannot are escaped."""
+    try:
+        print(text)
+    except UnicodeEncodeError:
+        print(str(text).encode("ascii", "backslashreplace").decode())
 
 
 class IssueType(NamedTuple):
@@ -54,6 +64,7 @@ SET_ASIDE = {
     "not an object": ("rows that are not objects", 'Write each row as {"instruction": ..., "output": ...}.'),
     "broken characters": ("text that no encoding can hold", "Save as UTF-8; delete the characters that do not show."),
     # what a row lacks
+    "too large": ("rows too large for any model", "Cut the row into shorter ones, or delete it."),
     "missing column": ("no question or answer column", "Name the question 'instruction' and the answer 'output'."),
     "empty": ("empty fields", "Fill the field in, or delete the row."),
     "wrong type": ("fields of a wrong type", 'Write the field as text: "42" in quotes, not 42, not a list.'),
@@ -68,20 +79,21 @@ SET_ASIDE = {
     # only a tokenizer can see these
     "too long": ("answers longer than max_length", "Raise max_length or shorten them; truncate=True keeps them, cut."),
     "nothing left": ("questions that fill max_length alone", "Raise max_length, or shorten the question."),
+    "control token": ("text that the model reads as its own marks", "Delete the token, or put a space into it."),
     "template": ("refused by the model's chat template", "Change them (often: no system message), or the model."),
 }
 WORTH_A_LOOK = {
     "cut": ("answers that will be cut", "Raise max_length: without its end, an answer teaches not to stop."),
+    "held out": ("rows that the data itself holds out", "They are not trained on: split() takes them for validation."),
     "near duplicate": ("near duplicates", "Keep the better one of each group; the split keeps them together."),
     "leak": ("validation examples that stand in training", "Delete one: a score on known questions says nothing."),
-    "repeated answer": (
-        "one answer to many questions",
-        "Fine for labels; otherwise the model learns to say only this.",
-    ),
+    "repeated answer": ("one answer to many questions", "Fine for labels; else the model learns to say only this."),
     "mojibake": ("garbled characters (mojibake)", "Read the original in its true encoding and save it as UTF-8."),
     "control characters": ("invisible control characters", "Delete them: the model would learn to write them."),
     "private": ("private data (addresses, phones, keys)", "Replace it: a model can recite what it was trained on."),
 }
+LONGEST_ROW = 2**24  # characters: 30 times what the longest context windows take
+TOO_LONG = Issue("too large", f"it has more than {LONGEST_ROW:,} characters, or a thousand turns")
 ISSUE_TYPES = {code: IssueType(*words, rejects=True) for code, words in SET_ASIDE.items()}
 ISSUE_TYPES |= {code: IssueType(*words, rejects=False) for code, words in WORTH_A_LOOK.items()}
 
@@ -91,16 +103,16 @@ MOJIBAKE = re.compile(
 )
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, or a byte that did not fit the encoding
-# Every repetition is bounded, so that no text, however long or odd, takes more than linear time.
+# Every repetition is bounded or begins in one place only, so that no text, however odd, takes more than linear time.
 E_MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,63}\w")
 PHONE = re.compile(
-    r"(?<![\w.,-])(?:\+\d{1,3}[ ./-]?(?:\(?\d{1,4}\)?[ ./-]?){2,5}\d{2}"  # +44 20 7946 0018
+    r"(?<![\w.,-])(?:\+\d(?:[ ./-]?\(?\d\)?){6,14}"  # +44 20 7946 0018
     r"|\(\d{2,5}\) ?\d{3,4}[ .-]?\d{3,4}"  # (555) 010-4477
     r"|\d{3}[.-]\d{3}[.-]\d{4}"  # 555-010-4477
     r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5})(?![\w-])"  # 0171 5550 1234
 )
 KEY = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}"
+    r"(?<![\w-])(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}"
     r"|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,2000}\.[\w-]{10,2000}\.[\w-]+)|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
     r"|(?i:\b(?:api[_ -]?key|password|secret)\b\s*[:=]\s*['\"]?[\w!#$%&*-]{8,})"
 )
@@ -126,6 +138,7 @@ def is_broken(text: str) -> bool:
 
 
 PLACES = 5  # places named for each finding
+SET_ASIDE_ROW = re.compile(r'\{"file": ".*", "line": \d+, "fault": "')  # how it begins in a file
 
 
 class Place(NamedTuple):
@@ -133,6 +146,7 @@ class Place(NamedTuple):
 
     file: str
     line: int
+    part: str = "train"  # or "validation", or "test"
 
     def show(self, only_file: bool) -> str:
         """The place, as short as it stays clear."""
@@ -171,7 +185,8 @@ class Report:
 
     source: str
     examples: Dataset
-    """Ready for TRL: `prompt` and `completion` messages, or `text`; and `group`, which examples of one row share."""
+    """Ready for TRL: `prompt` and `completion` messages, or `text`; `group`, which examples of one row share; and
+    `part` ("train", "validation" or "test"), where the source itself holds rows out."""
     rejected: list[dict[str, Any]]
     """Rows set aside: file, line, fault, reason, fix, record."""
     counts: dict[str, int]
@@ -181,6 +196,8 @@ class Report:
     tokens: TokenCheck | None
     stop: str
     """Why training could not start; empty if it could."""
+    files: list[str] = field(default_factory=list)
+    """The files that were read."""
 
     @property
     def ready(self) -> bool:
@@ -193,10 +210,19 @@ class Report:
         return [finding for finding in self.findings.values() if not ISSUE_TYPES[finding.code].rejects]
 
     def save_rejected(self, path: str | Path = "rejected.jsonl") -> Path:
-        """Write the rows that were set aside, each with its place, the reason and the fix, as JSON lines."""
+        """Write the rows that were set aside, each with its place, the reason and the fix, as JSON lines.
+
+        Raises:
+            DataError: the path is part of the source, or holds something else than rows set aside, or cannot be written.
+        """
         path = Path(path)
-        with path.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(_as_json(row) + "\n" for row in self.rejected)
+        try:
+            if _holds_other(path, self.files):
+                raise FileExistsError("it holds other data")
+            with atomic_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as stream:
+                stream.writelines(as_json(row) + "\n" for row in self.rejected)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise DataError(f"{path} is not written ({first_line(error)}). Name another file.") from None
         return path
 
     def __str__(self) -> str:
@@ -215,7 +241,18 @@ class Report:
     __repr__ = __str__  # so that a cell may simply end with the report
 
 
-def _as_json(row: dict[str, Any]) -> str:
+def _holds_other(path: Path, sources: list[str]) -> bool:
+    """Is it a file that was read, by whatever name, or one that `save_rejected` did not write? Uploads are no files."""
+    if not path.exists():
+        return False
+    if not path.is_file() or any(os.path.exists(file) and path.samefile(file) for file in sources):
+        return True
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        head = stream.read(4096)
+    return head != "" and not SET_ASIDE_ROW.match(head)
+
+
+def as_json(row: dict[str, Any]) -> str:
     """One row as a line of JSON, whatever it holds: dates and bytes as text, half characters escaped."""
     for as_repr in (False, True):
         try:

@@ -1,45 +1,31 @@
-"""One file in, records out: JSON, JSON lines, CSV, TSV and Parquet, in any common encoding, plain or gzipped.
+"""One file in, records out: JSON, JSON lines, CSV, TSV and Parquet.
 
     for record in parse(DataFile("examples.csv", path)):
         record.value, record.line, record.issue
 
-Parsing itself is the standard library's (json, csv, gzip) and pyarrow's; here we choose the parser, keep the line
-numbers, and turn what cannot be parsed into a record with an `Issue` instead of an exception. Only JSON arrays and
-gzipped files are held in memory whole.
+Parsing itself is the standard library's (json, csv) and pyarrow's; here we choose the parser, keep the line numbers,
+and turn what cannot be parsed into a record with an `Issue` instead of an exception. One row is in memory at a time,
+except where JSON is one value.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from itertools import chain, islice
+from typing import Any, NamedTuple, TextIO
 
-from helpers.data.issues import DataError, Issue, first_line
+import psutil
 
-LARGEST = 2 * 2**30  # bytes, also after unpacking: far more text than one card learns in a week
-TOO_LARGE = "has more than 2 GiB. Take the first 100,000 examples: for fine-tuning, few good ones beat many."
-HEAD, CHUNK = 65_536, 1 << 20  # bytes (or characters) that tell formats apart, and bytes read at a time
-KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
-KINDS |= {".parquet": "parquet", ".txt": ""}
-NOT_DATA = {
-    b"PK\x03\x04": "an Excel file or a zip archive: save the sheet as CSV, or unpack the archive",
-    b"%PDF": "a PDF: copy its questions and answers into a CSV or JSON lines file",
-    b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV",
-    b"ARROW1": "an Arrow file: save it as Parquet",
-    b"\x80\x04\x95": "a pickle, which can run code: save it as Parquet",
-}
-NOT_DATA |= dict.fromkeys((b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ"), "packed with zstd, bzip2 or xz: unpack it")
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+from helpers.data.file import COPIES_WHOLE, HEAD, DataFile, refuse_large
+from helpers.data.issues import LONGEST_ROW, TOO_LONG, DataError, Issue, first_line
+
+BATCH = 1000  # rows of Parquet read at once
 BLANK = "\ufeff \t\r\n"  # what may stand before a value
-
-csv.field_size_limit(2**31 - 1)  # a field may be a whole article; the default stops at 131,072 characters
 
 
 class Record(NamedTuple):
@@ -49,80 +35,7 @@ class Record(NamedTuple):
     file: str
     line: int
     issue: Issue | None = None
-
-
-class DataFile:
-    """A file of examples: a path, or the bytes of an upload. A gzipped one is unpacked in memory.
-
-    Raises:
-        DataError: it cannot be read, or is too large, packed or unpacked.
-    """
-
-    def __init__(self, name: str, content: Path | bytes) -> None:
-        self.name, self.content, self.kind = name, content, kind_of(name) or ""
-        try:
-            size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            if size <= LARGEST:
-                with self.stream() as raw:
-                    self.head = raw.read(HEAD)
-                    if self.head.startswith(b"\x1f\x8b"):
-                        raw.seek(0)
-                        self.content = gzip.GzipFile(fileobj=raw).read(LARGEST + 1)
-                        self.head, size = self.content[:HEAD], len(self.content)
-        except Exception as error:  # no permission, a damaged archive: OSError, EOFError or zlib.error
-            why = f"({first_line(error)}). Check its permissions, or download it again."
-            raise DataError(f"{name} cannot be read {why}") from None
-        if size > LARGEST:
-            raise DataError(f"{name} {TOO_LARGE}")
-
-    def stream(self) -> BinaryIO:
-        """The bytes."""
-        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
-
-    def text(self, newline: str | None = None) -> TextIO:
-        """The decoded text. Bytes that do not fit the encoding become lone surrogates, which cost only their row."""
-        errors = "replace" if self.encoding.startswith("utf-16") else "surrogateescape"
-        return io.TextIOWrapper(self.stream(), encoding=self.encoding, errors=errors, newline=newline)
-
-    @cached_property
-    def encoding(self) -> str:
-        """UTF-8 (with or without byte order mark), UTF-16, or Latin-1 in the variant that Windows writes.
-
-        charset_normalizer takes short German text for Icelandic, and a file for Latin-2 because of one wrong byte.
-
-        Raises:
-            DataError: the file is binary.
-        """
-        what = next((what for magic, what in NOT_DATA.items() if self.head.startswith(magic)), "")
-        encoding = next((name for mark, name in MARKS.items() if self.head.startswith(mark)), "")
-        controls = len(re.findall(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", self.head))
-        zeros = self.head[::2].count(0), self.head[1::2].count(0)
-        if not encoding and max(zeros) > 0.15 * len(self.head) and sum(zeros) < 0.6 * len(self.head):
-            encoding = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"  # of ASCII, every other byte is zero
-            controls -= max(zeros)
-        if what or (encoding != "utf-16" and controls > max(3, 0.03 * len(self.head))):
-            what = what or "a binary file"
-            raise DataError(f"{self.name} is {what}. Data files are JSON, JSON lines, CSV, TSV or Parquet.")
-        return encoding or self._utf8_or_latin1()
-
-    def _utf8_or_latin1(self) -> str:
-        """UTF-8 unless most of what is not ASCII cannot be UTF-8: then one wrong byte does not garble a whole file."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-        foreign = wrong = undefined = 0
-        with self.stream() as raw:
-            while chunk := raw.read(CHUNK):
-                text = decoder.decode(chunk)
-                foreign += len(re.findall(r"[^\x00-\x7f]", text))
-                wrong += len(re.findall("[\udc80-\udcff]", text))  # how Python shows a byte that is no UTF-8
-                undefined += len(re.findall(rb"[\x81\x8d\x8f\x90\x9d]", chunk))  # in Windows-1252
-        if wrong * 2 <= foreign:
-            return "utf-8"
-        return "latin-1" if undefined else "cp1252"
-
-
-def kind_of(name: str) -> str | None:
-    """The kind of data that a file name promises, None if it promises none. `.gz` may follow."""
-    return KINDS.get(Path(name.lower().removesuffix(".gz")).suffix)
+    part: str = ""  # what a file calls the rows around it: {"train": [row, ...], "test": [row, ...]}
 
 
 def parse(file: DataFile) -> Iterator[Record]:
@@ -164,56 +77,86 @@ def _parser(file: DataFile, start: str, whole: bool) -> Callable[[DataFile], Ite
 def lines(file: DataFile) -> Iterator[Record]:
     """JSON lines: a line that is broken is one record with an issue, and reading goes on."""
     with file.text() as text:
-        for number, line in enumerate(text, start=1):
-            if not (line := line.strip().strip("\ufeff")):
-                continue
-            try:
-                yield Record(json.loads(line), file.name, number)
-            except (ValueError, RecursionError) as error:
-                reason = f"not readable as JSON: {_json_error(error, number)}"
-                yield Record(line, file.name, number, Issue("broken line", reason))
+        for number, line in enumerate(_bounded(text), start=1):
+            if len(line) > LONGEST_ROW:
+                yield Record(line[:BATCH], file.name, number, TOO_LONG)
+            elif line := line.strip().strip("\ufeff"):
+                try:
+                    yield Record(STRICT.decode(line), file.name, number)
+                except (KeyError, ValueError, RecursionError) as error:
+                    reason = f"not readable as JSON: {_json_error(error, number)}"
+                    yield Record(line, file.name, number, Issue("broken line", reason))
+
+
+def _bounded(text: TextIO) -> Iterator[str]:
+    """Every line; of one that is longer than `LONGEST_ROW`, one character more than that."""
+    while line := text.readline(LONGEST_ROW + 1):
+        yield line
+        while len(line) > LONGEST_ROW and not line.endswith("\n"):
+            line = text.readline(LONGEST_ROW + 1)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. A name that stands twice in it is refused: Python would silently keep the last."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise KeyError(f"the name {name!r:.60} occurs twice in one object")
+    return named
+
+
+STRICT, LENIENT = json.JSONDecoder(object_pairs_hook=_unique), json.JSONDecoder()
 
 
 def values(file: DataFile) -> Iterator[Record]:
     """A JSON array, or objects one after the other; one object that only wraps rows ({"data": [...]}) is unwrapped."""
+    refuse_large(file.name, file.size, copies=COPIES_WHOLE)
     with file.text() as stream:
         text = stream.read()
-    if text.lstrip(BLANK)[:1] == "[":
-        yield from _values(text, file.name, array=True)
-        return
-    records = list(_values(text, file.name, array=False))
-    rows = _unwrap(records[0].value) if len(records) == 1 and isinstance(records[0].value, dict) else []
-    yield from (Record(row, file.name, number) for number, row in enumerate(rows, start=1)) if rows else records
+    is_array = text.lstrip(BLANK)[:1] == "["
+    records = _values(text, file.name, is_array)
+    first = list(islice(records, 2))
+    rows = _unwrap(first[0]) if len(first) == 1 and not is_array else []
+    yield from rows or chain(first, records)
 
 
 def _values(text: str, name: str, array: bool) -> Iterator[Record]:
     """JSON values one after the other, with the line on which each begins; after a broken one, all the rest."""
-    decoder, between = json.JSONDecoder(), BLANK + "," * array
+    between = re.compile(f"[{BLANK}{',' * array}]*")
     position = text.index("[") + 1 if array else 0
     line, counted = 1, 0
     while True:
-        while text[position : position + 1] in between and position < len(text):
-            position += 1
+        position = next(between.finditer(text, position)).end()
         line, counted = line + text.count("\n", counted, position), position
         following = text[position : position + 1]
         if following == "" and not array:
             return
         if following == "]" and array:
-            if rest := text[position + 1 :].strip(between):
+            if next(between.finditer(text, position + 1)).end() < len(text):
                 issue = Issue("unreadable rest", f"line {line}: more text after the array's end")
-                yield Record(rest, name, line, issue)
+                yield Record(text[position + 1 :][:LONGEST_ROW], name, line, issue)
             return
         try:
-            value, position = decoder.raw_decode(text, position)
+            (value, position), twice = _decode(text, position)
         except (ValueError, RecursionError) as error:
             reason = _json_error(error) if following else f"line {line}: the file ends before the array does"
             issue = Issue("unreadable rest", f"not readable as JSON from here on ({reason})")
-            yield Record(text[position:], name, line, issue)
+            yield Record(text[position:][:LONGEST_ROW], name, line, issue)
             return
-        yield Record(value, name, line)
+        yield Record(value, name, line, twice)
+
+
+def _decode(text: str, position: int) -> tuple[tuple[Any, int], Issue | None]:
+    """The value that begins at this position, and where it ends; and what is wrong with it, though it can be read."""
+    try:
+        return STRICT.raw_decode(text, position), None
+    except KeyError as error:
+        return LENIENT.raw_decode(text, position), Issue("broken line", _json_error(error))
 
 
 def _json_error(error: Exception, line: int = 0) -> str:
+    if isinstance(error, KeyError):
+        return str(error.args[0])
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} (line {line or error.lineno}, column {error.colno})"
     return "nested too deeply, or a number too long" + (f" (line {line})" if line else "")
@@ -227,17 +170,17 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _unwrap(value: dict[str, Any]) -> list[dict[str, Any]]:
+def _unwrap(record: Record) -> list[Record]:
     """The rows in {"data": [row, ...]}, in {"column": [cell, ...], ...} or in pandas' {"column": {"0": cell}, ...}."""
-    lists = [part for part in value.values() if isinstance(part, list) and all(isinstance(row, dict) for row in part)]
-    rows = [row for part in lists for row in part]
-    if rows:
-        is_chat = all({"role", "content"} <= row.keys() or {"from", "value"} <= row.keys() for row in rows)
-        return [] if is_chat else rows
+    value = {} if record.issue or not isinstance(record.value, dict) else record.value
+    parts = {name: rows for name, rows in value.items() if isinstance(rows, list)}
+    named = [(name, row) for name, rows in parts.items() if all(isinstance(row, dict) for row in rows) for row in rows]
+    if any({"role", "content"} <= row.keys() or {"from", "value"} <= row.keys() for _, row in named):
+        return []
     columns = [list(cells.values()) if isinstance(cells, dict) else cells for cells in value.values()]
-    if columns and all(isinstance(cells, list) and cells and len(cells) == len(columns[0]) for cells in columns):
-        return [dict(zip(value, row)) for row in zip(*columns)]
-    return []
+    if not named and all(isinstance(cells, list) and cells and len(cells) == len(columns[0]) for cells in columns):
+        named = [("", dict(zip(value, row))) for row in zip(*columns)]
+    return [Record(row, record.file, number, part=name) for number, (name, row) in enumerate(named, start=1)]
 
 
 def table(file: DataFile) -> Iterator[Record]:
@@ -246,18 +189,21 @@ def table(file: DataFile) -> Iterator[Record]:
     `strict` makes the csv module complain about a stray quote instead of swallowing the rest of the file.
     """
     delimiter = "\t" if file.kind == "tsv" else _delimiter(file)
+    csv.field_size_limit(LONGEST_ROW)  # a field may be a whole article; the default is 131,072 characters
     with file.text(newline="") as text:
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        # of a line that was cut, nothing must be taken for a row: it becomes one field that csv refuses
+        bounded = (line if len(line) <= LONGEST_ROW else "x" * (LONGEST_ROW + 1) for line in _bounded(text))
+        rows = csv.reader(bounded, delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
             line = rows.line_num + 1
             try:
                 row = next(rows, None)
             except (csv.Error, ValueError) as error:
-                code, reason = "broken line", f"{error} (line {line})"
-                if "unexpected end of data" in reason:
-                    code, reason = "unreadable rest", f"a quote opened in line {line} is never closed"
-                yield Record(f"line {line}", file.name, line, Issue(code, reason))
+                issue = _csv_issue(error, line)
+                if not header:
+                    raise DataError(f"{file.name} has no header that can be read: {issue.reason}. Mend it.") from None
+                yield Record(f"line {line}", file.name, line, issue)
                 continue
             if row is None:
                 return
@@ -274,37 +220,50 @@ def table(file: DataFile) -> Iterator[Record]:
                 yield Record(dict(zip(header, row)), file.name, line)
 
 
+def _csv_issue(error: Exception, line: int) -> Issue:
+    if "unexpected end of data" in str(error):
+        return Issue("unreadable rest", f"a quote opened in line {line} is never closed")
+    return TOO_LONG if "field limit" in str(error) else Issue("broken line", f"{error} (line {line})")
+
+
 def _delimiter(file: DataFile) -> str:
     """The separator that gives the header the most columns: comma, or what Excel writes in other countries."""
     with file.text() as text:
-        header = next((line for line in text if line.strip()), "")
+        header = next((line for line in _bounded(text) if line.strip()), "")
     return max(",;\t|", key=header.count)
 
 
 def refuse_twice(names: list[str], where: str) -> None:
     """Two columns of one name would hide each other."""
+    known: dict[str, int] = {}
     for column, name in enumerate(names, start=1):
-        if name and names.index(name) + 1 < column:
-            columns = f"columns {names.index(name) + 1} and {column}"
-            raise DataError(f"{where}: {columns} are both named {name!r}. Rename one of them.")
+        if name and known.setdefault(name, column) < column:
+            columns = f"columns {known[name]} and {column}"
+            raise DataError(f"{where}: {columns} are both named {name!r:.200}. Rename one of them.")
 
 
 def parquet(file: DataFile) -> Iterator[Record]:
-    """Parquet, a thousand rows at a time. `line` is the number of the row."""
+    """Parquet, up to a thousand rows at a time. `line` is the number of the row."""
     from pyarrow.parquet import ParquetFile
 
-    try:
-        source = ParquetFile(file.stream())
-        names = list(source.schema_arrow.names)
-    except Exception as error:  # pyarrow may fail in many ways on a damaged file
-        raise DataError(f"{file.name} is not readable as Parquet ({first_line(error)}). Download it again.") from None
-    refuse_twice(names, file.name)
-    done = 0
-    try:
-        for batch in source.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                done += 1
-                yield Record(row, file.name, done)
-    except Exception as error:
-        reason = f"row {done + 1} onwards is damaged ({first_line(error)})"
-        yield Record(None, file.name, done + 1, Issue("unreadable rest", reason))
+    with file.stream() as raw:
+        try:
+            source = ParquetFile(io.BytesIO(raw.read()) if file.packed else raw)
+            names, groups = list(source.schema_arrow.names), range(source.num_row_groups)
+        except Exception as error:  # pyarrow may fail in many ways on a damaged file
+            why = f"({first_line(error)}). Download it again."
+            raise DataError(f"{file.name} is not readable as Parquet {why}") from None
+        refuse_twice(names, file.name)
+        refuse_large(file.name, rows=source.metadata.num_rows)
+        # a value that all rows share is stored once, so each row of a batch may be as large as its whole group
+        largest = max((source.metadata.row_group(number).total_byte_size for number in groups), default=0)
+        at_once = psutil.virtual_memory().available // COPIES_WHOLE // max(1, largest)
+        done = 0
+        try:
+            for batch in source.iter_batches(batch_size=max(1, min(BATCH, at_once))):
+                for row in batch.to_pylist():
+                    done += 1
+                    yield Record(row, file.name, done)
+        except Exception as error:
+            reason = f"row {done + 1} onwards is damaged ({first_line(error)})"
+            yield Record(None, file.name, done + 1, Issue("unreadable rest", reason))

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from helpers.data.file import MOST_ROWS, DataFile, kind_of, refuse_large
 from helpers.data.issues import DataError, first_line
-from helpers.data.parse import LARGEST, TOO_LARGE, DataFile, Record, kind_of, parse, refuse_twice
+from helpers.data.parse import BATCH, Record, parse, refuse_twice
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
-HELD_OUT = re.compile(r"(?:^|[^a-z])(validation|valid|val|dev|test|eval)(?:[^a-z]|$)")  # in the name of a file or split
+PART = re.compile(r"(?:^|[^a-z])(?:(train|training)|(validation|valid|val|dev)|test|eval)(?:[^a-z]|$)")
 
 
 def read(source: Any) -> Iterator[Record]:
@@ -29,19 +32,24 @@ def read(source: Any) -> Iterator[Record]:
             list of dicts, or uploaded files as {name: bytes}.
 
     Raises:
-        DataError: there is no such source, or nothing in it can be read.
+        DataError: there is no such source, nothing in it can be read, or it is too large.
     """
+    for number, record in enumerate(_records(source), start=1):
+        if number > MOST_ROWS:
+            refuse_large(name_of(source), rows=number)
+        yield record
+
+
+def _records(source: Any) -> Iterator[Record]:
     parts = dict(source) if isinstance(source, Mapping) else {}
     if isinstance(source, (str, Path)) or (parts and all(isinstance(content, bytes) for content in parts.values())):
-        for name, content in parts.items() or _files(source):
-            yield from parse(DataFile(str(name), content))
+        yield from _parsed(list(parts.items()) or _files(source), name_of(source))
     elif parts and all(hasattr(part, "column_names") for part in parts.values()):  # a DatasetDict
         for name, part in parts.items():
             yield from _rows(part, str(name))
     elif hasattr(source, "itertuples"):
         refuse_twice([str(name) for name in source.columns], "The DataFrame")
-        nulled = source.rename(columns=str).astype(object).where(source.notna().to_numpy(), None)  # NaN, NaT, NA
-        yield from _rows(nulled.to_dict("records"), name_of(source))
+        yield from _rows(_of_table(source), name_of(source))
     elif isinstance(source, (list, tuple)) or hasattr(source, "column_names"):
         yield from _rows(source, name_of(source))
     else:
@@ -55,9 +63,11 @@ def name_of(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
 
 
-def is_held_out(name: str) -> bool:
-    """Does a file or split name say that it is for validation or testing?"""
-    return HELD_OUT.search(Path(name).name.lower()) is not None
+@lru_cache(maxsize=4096)
+def part_of(name: str) -> str:
+    """What the name of a file, of its folder or of a split says that its rows are for; "" if it says nothing."""
+    found = next(filter(None, map(PART.search, reversed(Path(name.lower()).parts[-2:]))), None)
+    return "" if not found else "train" if found[1] else "validation" if found[2] else "test"
 
 
 def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
@@ -65,7 +75,27 @@ def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
         yield Record(row, name, number)
 
 
-def _files(source: str | Path) -> list[tuple[str, Path]]:
+def _of_table(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a DataFrame; NaN, NaT and NA are null."""
+    for start in range(0, len(table), BATCH):
+        some = table.iloc[start : start + BATCH].rename(columns=str)
+        yield from some.astype(object).where(some.notna().to_numpy(), None).to_dict("records")
+
+
+def _parsed(files: list[tuple[str, Any]], source: str) -> Iterator[Record]:
+    size = 0
+    for name, content in files:
+        try:
+            file = DataFile(str(name), content)
+            size += file.size
+            refuse_large(source, size)
+            yield from parse(file)
+        except (OSError, EOFError, zlib.error, MemoryError) as error:  # no permission, a damaged archive or disk
+            why = f"({first_line(error)}). Check its permissions, or download it again."
+            raise DataError(f"{name} cannot be read {why}") from None
+
+
+def _files(source: str | Path) -> list[tuple[str, Any]]:
     """(name, path) of the data files behind a path or a Hub id."""
     path, text = Path(source), str(source)
     hub_id = text.removeprefix("hf://datasets/")
@@ -77,9 +107,8 @@ def _files(source: str | Path) -> list[tuple[str, Path]]:
     if found:
         return [(str(file), file) for file in found]
     if path.is_dir():
-        raise DataError(
-            f"No data file in the folder {os.path.abspath(path)}. Put .jsonl, .csv or .parquet files there."
-        )
+        where = f"No data file in the folder {os.path.abspath(path)}."
+        raise DataError(f"{where} Put .jsonl, .csv or .parquet files there.")
     if isinstance(source, str) and HUB_ID.fullmatch(hub_id) and kind_of(text) is None:
         return _from_hub(hub_id)
     raise DataError(f"No data file at {os.path.abspath(path)}. Check the path, or copy your file there.")
@@ -90,7 +119,7 @@ def _is_data(file: Path) -> bool:
     return not hidden and bool(kind_of(file.name)) and file.name != "rejected.jsonl"
 
 
-def _from_hub(hub_id: str) -> list[tuple[str, Path]]:
+def _from_hub(hub_id: str) -> list[tuple[str, Any]]:
     """The training files of a data set on the Hub, downloaded to its cache. Nothing that it contains is ever run.
 
     Not by `datasets.load_dataset`: that guesses types (an answer "007" becomes the number 7), and refuses a whole data
@@ -104,8 +133,7 @@ def _from_hub(hub_id: str) -> list[tuple[str, Path]]:
         siblings = HfApi().dataset_info(repo, files_metadata=True).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings if _is_data(Path(file.rfilename))}
         chosen = choose_hub_files(repo, [file for file in sizes if file.startswith("/".join(folder))])
-        if sum(sizes[file] for file in chosen) > LARGEST:
-            raise DataError(f"{repo} {TOO_LARGE} Or name one of its folders: {repo}/folder.")
+        refuse_large(f"{repo} (its folders can be named: {repo}/folder)", sum(sizes[file] for file in chosen))
         return [(f"{repo}/{file}", Path(hf_hub_download(repo, file, repo_type="dataset"))) for file in chosen]
     except DataError:
         raise
@@ -120,7 +148,7 @@ def choose_hub_files(repo: str, files: list[str]) -> list[str]:
     """Which files of a data set are its training data: of one configuration, without validation and test parts."""
     if not files:
         raise DataError(f"{repo} has no JSON, CSV, TSV or Parquet file. Choose another data set.")
-    train = [file for file in files if not is_held_out(file)] or files
+    train = [file for file in files if part_of(file) in ("", "train")] or files
     folders = sorted({Path(file).parent.as_posix() for file in train})
     if len(folders) > 1 and "." not in folders:
         raise DataError(f"{repo} has several parts: {', '.join(folders[:8])}. Choose one: {repo}/{folders[0]}.")

@@ -14,27 +14,26 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from helpers.data.issues import DataError
+from helpers.data.issues import DataError, tell
 
 SIMILAR = 0.7  # Jaccard similarity of word pairs from which two texts count as near duplicates
 TOGETHER = 0.6  # similarity that keeps two texts in one part: lower, as the estimate may be off by 0.1
 HASHES, BANDS = 128, 32
 FEWEST_WORDS = 6  # shorter texts are near duplicates only if they are equal: one word is too much of them
-LONGEST = 20_000  # characters of a text that are looked at
 BLOCK = 1024  # texts hashed at once, so that what is in between stays small
 BOILERPLATE_SHARE, BOILERPLATE_TEXTS = 0.3, 30  # a word pair in more than both of these says nothing about two texts
 ROUNDS = 24  # representatives that the members of one bucket are compared with
 LABEL = 5  # an answer that more examples share is a label ("positive"), not a text whose leak would tell anything
-WORD = re.compile(r"\w+")
-NOTHING: np.ndarray = np.empty(0, dtype=np.uint32)
+Array = np.ndarray
+WORD, ASCII_WORD = re.compile(r"\w+"), re.compile(rb"\w+")
 
 
 def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -42,50 +41,85 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
 
     Examples stay together if they come from one conversation, or if their question or answer is equal (ignoring case,
     spaces and punctuation) or nearly so. Only where that leaves too little to choose from, answers that many examples
-    share may be on both sides. 10 to 20 % is a usual share.
+    share may be on both sides. 10 to 20 % is a usual share; it is printed where another one comes out.
+
+    Examples that their source holds out (column `part`) are never trained on: validation is made of them alone. Of
+    validation and test examples it takes the former; what also stands in training is left out.
 
     Raises:
         DataError: all examples belong together.
     """
-    wanted = min(max(1, round(validation_share * len(examples))), max(1, len(examples) - 1))
+    if not isinstance(examples, Dataset):
+        raise DataError(f"{type(examples).__name__} cannot be split. Give what load_examples returns.")
+    parts = list(examples["part"]) if "part" in examples.column_names else ["train"] * len(examples)
+    own = next((part for part in ("validation", "test") if part in parts), "")
+    wanted = parts.count(own) or min(max(1, round(validation_share * len(examples))), max(1, len(examples) - 1))
+    together = _Together(examples)
     for strict in (True, False):
-        groups = _groups(examples, strict)
-        random.Random(seed).shuffle(groups)
-        validation: list[int] = []
-        for group in groups:
-            if len(validation) + len(group) <= wanted:
-                validation += group
-        validation = validation or min(groups, key=len, default=[])
+        groups = together.groups(strict)
+        validation = _held_out(groups, parts, own) if own else _at_random(groups, wanted, seed)
         if wanted / 2 <= len(validation) <= 2 * wanted:
             break
-    training = sorted(set(range(len(examples))) - set(validation))
+    if own:
+        others = "" if len(validation) == wanted else "; the others stand in training, too"
+        tell(f"Validation: {len(validation):,} of {wanted:,} {own} examples that the data itself holds out{others}.")
+    elif not wanted / 2 <= len(validation) <= 2 * wanted:
+        why = "the others belong together, as near duplicates or by equal questions or answers"
+        tell(
+            f"{len(validation):,} of {len(examples):,} examples are held out, though {wanted:,} were asked for: {why}."
+        )
+    chosen = set(validation)
+    training = [index for index, part in enumerate(parts) if part == "train" and index not in chosen]
     if not training or not validation:
         raise DataError(f"{len(examples)} examples that belong together cannot be split. Add examples that differ.")
-    examples = examples.select_columns([name for name in examples.column_names if name != "group"])
+    examples = examples.select_columns([name for name in examples.column_names if name not in ("group", "part")])
     return examples.select(training), examples.select(sorted(validation))
 
 
-def _groups(examples: Dataset, strict: bool) -> list[list[int]]:
-    """Indices that must stay together. Not `strict`: an answer that many examples share does not bind them."""
-    groups = UnionFind(len(examples))
-    if "group" in examples.column_names:
-        groups.join_equal(examples["group"])
-    for part in (name for name in ("prompt", "completion", "text") if name in examples.column_names):
-        texts = [value[-1]["content"] if isinstance(value, list) else value for value in examples[part]]
-        keys = [plain(text) or text for text in texts]
-        labels = set()
-        if part == "completion" and not strict:
-            labels = {key for key, count in Counter(keys).items() if count > LABEL}
-        index = MinHashIndex()
-        for text in texts:
-            index.add(text)
-        for group in index.groups(TOGETHER).lists():
-            if keys[group[0]] not in labels:
-                for member in group:
-                    if keys[member] not in labels:
-                        groups.join(member, group[0])
-        groups.join_equal([number if key in labels else key for number, key in enumerate(keys)])
-    return groups.lists()
+def _held_out(groups: list[list[int]], parts: list[str], own: str) -> list[int]:
+    """The examples that the data itself holds out, without those that belong together with one to train on."""
+    clean = (group for group in groups if all(parts[index] != "train" for index in group))
+    return [index for group in clean for index in group if parts[index] == own]
+
+
+def _at_random(groups: list[list[int]], wanted: int, seed: int) -> list[int]:
+    """Whole groups, drawn until no further one fits; at least the smallest."""
+    random.Random(seed).shuffle(groups)
+    validation: list[int] = []
+    for group in groups:
+        if len(validation) + len(group) <= wanted:
+            validation += group
+    return validation or min(groups, key=len, default=[])
+
+
+class _Together:
+    """Which examples must stay in one part."""
+
+    def __init__(self, examples: Dataset) -> None:
+        self.rows = examples["group"] if "group" in examples.column_names else range(len(examples))
+        self.texts: list[tuple[str, array[int], list[list[int]]]] = []
+        for part in (name for name in ("prompt", "completion", "text") if name in examples.column_names):
+            index = MinHashIndex()
+            for some in examples.select_columns(part).with_format("arrow").iter(batch_size=1000):
+                for value in some[part].to_pylist():
+                    index.add(value[-1]["content"] if isinstance(value, list) else value)
+            self.texts.append((part, index.exact, index.groups(TOGETHER).lists()))
+
+    def groups(self, strict: bool) -> list[list[int]]:
+        """Their indices. Not `strict`: an answer that many examples share does not bind them."""
+        groups = UnionFind(len(self.rows))
+        groups.join_equal(self.rows)
+        for part, exact, near in self.texts:
+            labels = set()
+            if part == "completion" and not strict:
+                labels = {key for key, count in Counter(exact).items() if count > LABEL}
+            for first, *others in near:
+                if others and exact[first] not in labels:
+                    for member in others:
+                        if exact[member] not in labels:
+                            groups.join(member, first)
+            groups.join_equal(exact, without=labels)
+        return groups.lists()
 
 
 def plain(text: str) -> str:
@@ -111,11 +145,12 @@ class UnionFind:
         one, other = self.root(one), self.root(other)
         self.parent[max(one, other)] = min(one, other)
 
-    def join_equal(self, keys: Any) -> None:
-        """Join all things whose keys are equal."""
+    def join_equal(self, keys: Iterable[Any], without: Container[Any] = ()) -> None:
+        """Join all things whose keys are equal, except for some keys."""
         first_with: dict[Any, int] = {}
         for index, key in enumerate(keys):
-            self.join(index, first_with.setdefault(key, index))
+            if key not in without:
+                self.join(index, first_with.setdefault(key, index))
 
     def lists(self) -> list[list[int]]:
         """All groups in the order of their first members, alone standing ones included."""
@@ -125,9 +160,15 @@ class UnionFind:
         return list(groups.values())
 
 
-@lru_cache(maxsize=500_000)
-def _number(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "replace"))
+def _numbers(text: str) -> Array:
+    """A number for each word, in order."""
+    text = text.lower()
+    words = (
+        ASCII_WORD.findall(text.encode())
+        if text.isascii()
+        else (word.encode("utf-8", "replace") for word in WORD.findall(text))
+    )
+    return np.fromiter(map(zlib.crc32, words), dtype=np.uint64)
 
 
 class MinHashIndex:
@@ -137,54 +178,73 @@ class MinHashIndex:
         random = np.random.default_rng(2017)
         self._factors = random.integers(1, 2**62, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._offsets = random.integers(0, 2**62, HASHES, dtype=np.uint64)
-        self._pairs: list[np.ndarray] = []
-        self._exact: list[int] = []
+        self._blocks: list[tuple[Array, Array]] = []  # pairs of some texts, and how many each of them has
+        self._waiting: list[Array] = []  # numbers of the words of the next block's texts
+        self.exact = array("q")  # a number for each text, equal for those that `plain` makes equal
 
-    def add(self, text: str) -> None:
-        """One more text."""
-        numbers = [_number(word) for word in WORD.findall(text[:LONGEST].lower())]
-        hashed = np.array(numbers, dtype=np.uint64)
-        mixed = hashed[:-1] * np.uint64(0x9E3779B97F4A7C15) ^ hashed[1:] * np.uint64(0xC2B2AE3D27D4EB4F)
-        pairs = np.unique((mixed >> np.uint64(32)).astype(np.uint32)) if len(numbers) >= FEWEST_WORDS else NOTHING
-        self._pairs.append(pairs)
-        self._exact.append(hash(tuple(numbers)) if numbers else hash(text))
+    def add(self, *messages: str) -> list[int]:
+        """One more text, of one or several messages. Returns a number for each message, as `exact` has for texts."""
+        numbers = [_numbers(message) for message in messages]
+        keys = [hash(own.tobytes()) if len(own) else hash(message) for own, message in zip(numbers, messages)]
+        self.exact.append(keys[0] if len(keys) == 1 else hash(tuple(keys)))
+        self._waiting.append(np.concatenate(numbers))
+        if len(self._waiting) == BLOCK or len(self._waiting[-1]) > BLOCK:
+            self._pair_up()
+        return keys
+
+    def _pair_up(self) -> None:
+        """Make sorted word pairs of the texts that wait, each pair once."""
+        lengths = np.array([len(own) for own in self._waiting])
+        owner: Array = np.repeat(np.arange(len(lengths)), lengths)
+        numbers = np.concatenate(self._waiting)
+        mixed = numbers[:-1] * np.uint64(0x9E3779B97F4A7C15) ^ numbers[1:] * np.uint64(0xC2B2AE3D27D4EB4F)
+        inside = (owner[:-1] == owner[1:]) & (lengths >= FEWEST_WORDS)[owner[:-1]]
+        pairs = np.unique((owner[:-1].astype(np.uint64) << np.uint64(32) | mixed >> np.uint64(32))[inside])
+        owned = np.bincount((pairs >> np.uint64(32)).astype(np.int64), minlength=len(lengths))
+        self._blocks.append((pairs.astype(np.uint32), owned))
+        self._waiting = []
 
     def groups(self, similar: float = SIMILAR) -> UnionFind:
         """Which of the texts added so far belong together, from this similarity on."""
-        groups = UnionFind(len(self._exact))
-        groups.join_equal(self._exact)
-        pairs, common = self._pairs, self._common_pairs()
-        if len(common):
-            pairs = [own[~np.isin(own, common, assume_unique=True)] for own in pairs]
-        chosen = [i for i, own in enumerate(pairs) if groups.root(i) == i and len(own) >= FEWEST_WORDS - 1]
-        if len(chosen) < 2:
-            return groups
-        blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
-        signatures = np.concatenate([self._signatures([pairs[i] for i in block]) for block in blocks])
+        groups = UnionFind(len(self.exact))
+        groups.join_equal(self.exact)
+        if self._waiting:
+            self._pair_up()
+        is_first, common = np.array(groups.parent) == np.arange(len(self.exact)), self._common_pairs()
+        signatures: Array = np.empty((len(self.exact), HASHES), np.uint32)
+        chosen: list[int] = []
+        start = 0
+        for pairs, owned in self._blocks:
+            owner: Array = np.repeat(np.arange(len(owned)), owned)
+            telling = ~np.isin(pairs, common)
+            owned = np.bincount(owner[telling], minlength=len(owned))
+            compared = (owned >= FEWEST_WORDS - 1) & is_first[start : start + len(owned)]
+            some = (start + np.flatnonzero(compared)).tolist()
+            self._sign(pairs[telling & compared[owner]], owned[compared], signatures[len(chosen) :][: len(some)])
+            chosen, start = chosen + some, start + len(owned)
         for band in range(0, HASHES, HASHES // BANDS):
-            for one, other in _alike(signatures, slice(band, band + HASHES // BANDS), similar):
+            for one, other in _alike(signatures[: len(chosen)], slice(band, band + HASHES // BANDS), similar):
                 groups.join(chosen[one], chosen[other])
         return groups
 
-    def _common_pairs(self) -> np.ndarray:
+    def _common_pairs(self) -> Array:
         """Word pairs that many texts share ("Summarize this report: ..."): they say nothing about two of them."""
-        if len(self._pairs) <= BOILERPLATE_TEXTS:
-            return NOTHING
-        pairs, counts = np.unique(np.concatenate(self._pairs), return_counts=True)
-        return pairs[counts > max(BOILERPLATE_TEXTS, BOILERPLATE_SHARE * len(self._pairs))]
+        pairs: Array = np.concatenate([np.empty(0, np.uint32), *(pairs for pairs, _ in self._blocks)])
+        pairs.sort()
+        most = int(max(BOILERPLATE_TEXTS, BOILERPLATE_SHARE * len(self.exact)))
+        often = np.unique(pairs[::most])  # one that occurs more often than that is among these
+        return often[np.searchsorted(pairs, often, "right") - np.searchsorted(pairs, often, "left") > most]
 
-    def _signatures(self, texts: list[np.ndarray]) -> np.ndarray:
-        """For each text and hash function, the smallest value over the text's word pairs."""
-        starts = np.cumsum([0] + [len(pairs) for pairs in texts[:-1]])
-        every = np.concatenate(texts).astype(np.uint64)
-        block: np.ndarray = np.empty((len(texts), HASHES), dtype=np.uint32)
-        for number in range(HASHES):
+    def _sign(self, pairs: Array, owned: Array, signatures: Array) -> None:
+        """Write for each text and hash function the smallest value over the text's word pairs."""
+        starts = np.cumsum(owned) - owned
+        every: Array = pairs.astype(np.uint64)
+        for number in range(HASHES if len(owned) else 0):
             values = (every * self._factors[number] + self._offsets[number]) >> np.uint64(32)
-            block[:, number] = np.minimum.reduceat(values, starts)
-        return block
+            signatures[:, number] = np.minimum.reduceat(values, starts)
 
 
-def _alike(signatures: np.ndarray, band: slice, wanted: float) -> Iterator[tuple[int, int]]:
+def _alike(signatures: Array, band: slice, wanted: float) -> Iterator[tuple[int, int]]:
     """Pairs of rows that agree in one band and, by all hashes, are similar enough."""
     columns = np.ascontiguousarray(signatures[:, band])
     keys = columns.view(np.dtype((np.void, columns.itemsize * columns.shape[1]))).ravel()

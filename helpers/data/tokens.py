@@ -8,6 +8,7 @@ The check, training and evaluation all use these tokens, which are those that TR
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>")  # how most models write the marks of a turn
 MASKED = -100  # the label that the loss ignores
 END_WITHIN = 3  # the end token is looked for among the last trained tokens: some templates put a line break after it
 PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end token after every answer
@@ -53,10 +55,39 @@ def tokenize(examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerB
     return [_tokens(example, tokenizer) for example in examples]
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What finds those tokens in a text that this tokenizer does not take for text, such as the end of a turn.
+
+    These are its special tokens, and of the other added ones those by which its chat template begins and ends turns
+    (<|user|>). Not <think> or <tool_call>: answers may have these.
+
+        if found := control_tokens(tokenizer).search(text): ...     # found[0] is the token
+    """
+    template = str(tokenizer.chat_template or "")
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = {
+        token.content
+        for token in added
+        if token.special or (TURN.fullmatch(token.content) and token.content in template)
+    }
+    return re.compile("|".join(map(re.escape, sorted(filter(str.strip, tokens), key=len, reverse=True))) or "(?!)")
+
+
 def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
-    """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these."""
+    """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these.
+
+    Raises:
+        DataError: there is none, or a text holds a control token: what follows it could pass for another turn.
+    """
+    if not len(examples):
+        raise DataError("There is no example to train on, or none to validate with. Add examples.")
+    control = control_tokens(tokenizer)
 
     def columns(example: dict[str, Any]) -> dict[str, list[int]]:
+        said = [message["content"] for part in ("prompt", "completion") for message in example.get(part) or []]
+        if found := next(filter(None, map(control.search, said)), None):
+            fix = "load_examples(..., tokenizer=tokenizer) sets such rows aside."
+            raise DataError(f"An example holds {found[0]!r}, which is no text to this model. {fix}")
         tokens = _tokens(example, tokenizer)
         return {"input_ids": tokens.ids[:max_length], "labels": tokens.labels[:max_length]}
 
