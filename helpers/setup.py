@@ -89,11 +89,11 @@ def install_what_is_missing() -> None:
     hosted = where() != "local"
     if hosted and _torchao_breaks_peft():
         print("Removing torchao: PEFT refuses this old version, and nothing here needs it.")
-        _pip("uninstall", "--yes", "torchao")
+        pip("uninstall", "--yes", "torchao")
     if missing:
         wanted = [tested(package) for package in missing]
         print(f"Installing {', '.join(wanted)} ...")
-        _pip("install", *(["--no-deps"] if hosted else ["--constraint", str(ROOT / "constraints.txt")]), *wanted)
+        pip("install", *(["--no-deps"] if hosted else ["--constraint", str(ROOT / "constraints.txt")]), *wanted)
         invalidate_caches()
     stale = [package for package in requirements() if _is_stale(package)]
     if stale:
@@ -110,7 +110,8 @@ def _is_stale(package: str) -> bool:
     return loaded is not None and there is not None and numbers(loaded) != numbers(there)
 
 
-def _pip(*arguments: str) -> None:
+def pip(*arguments: str) -> None:
+    """Run pip. Raises `RuntimeError` with its last line if it fails."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -311,6 +312,13 @@ def _network_lines() -> Iterator[Line]:
     yield ("OK", "the Hugging Face Hub answers") if hub_reachable() else ("WARN", no_hub)
     no_token = f"no Hub token; only gated models need one, in {TOKEN_GOES_INTO[where()]}"
     yield "OK", "a Hub token is there" if find_token() else no_token
+    silent = os.environ.get("HF_HUB_DISABLE_TELEMETRY", "0") != "0"
+    yield (
+        "OK",
+        "telemetry is off (HF_HUB_DISABLE_TELEMETRY)"
+        if silent
+        else "telemetry of TRL and the Hub is on, as you set it",
+    )
     if where() == "colab":
         how = "mount it to keep runs after this session (from helpers.setup import mount_drive; mount_drive())"
         yield "OK", "Drive is mounted: runs are copied there" if backup_dir() else f"Drive is not mounted: {how}"

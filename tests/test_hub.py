@@ -75,7 +75,6 @@ def test_a_model_is_fetched_once_and_found_again_without_the_hub(hub, fetch):
     [
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], ["consolidated.safetensors"]),
         (["model.safetensors"], ["adapter_model.safetensors"]),
-        (["weights.safetensors"], []),
     ],
 )
 def test_what_is_there_twice_or_in_other_formats_is_not_fetched(hub, fetch, needed, twice):
@@ -86,8 +85,9 @@ def test_what_is_there_twice_or_in_other_formats_is_not_fetched(hub, fetch, need
     assert sorted(hub.downloaded()) == sorted([*small, *needed])
 
 
-def test_a_repository_with_pickles_only_is_refused_before_anything_is_fetched(hub, fetch):
-    hub.add("someone/old", {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
+@pytest.mark.parametrize("beside", ["README.md", "stray.safetensors"])
+def test_a_repository_with_pickles_only_is_refused_before_anything_is_fetched(hub, fetch, beside):
+    hub.add("someone/old", {"config.json": CONFIG, "pytorch_model.bin": b"pickle", beside: b"x"})
     assert "Pickled weights (.bin) are refused" in fetch("someone/old")
     assert hub.downloaded() == []
 

@@ -34,7 +34,7 @@ def pip(monkeypatch):
             elif arguments[0] == "uninstall":
                 table.pop(package, None)
 
-    monkeypatch.setattr(setup, "_pip", run)
+    monkeypatch.setattr(setup, "pip", run)
     monkeypatch.setattr(setup, "installed", table.get)
     monkeypatch.setattr(setup, "_is_stale", lambda package: False)
     return types.SimpleNamespace(asked=asked, table=table)
@@ -82,7 +82,7 @@ def test_what_was_imported_too_early_needs_one_restart(monkeypatch, capsys):
 
 def test_a_failing_pip_says_what_it_said():
     with pytest.raises(RuntimeError, match=r"pip install .*failed: ERROR: No matching distribution.*Check the network"):
-        setup._pip("install", "--no-index", "this-package-does-not-exist-anywhere==1")
+        setup.pip("install", "--no-index", "this-package-does-not-exist-anywhere==1")
 
 
 def test_every_requirement_is_pinned_and_the_pin_satisfies_it():
