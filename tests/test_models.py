@@ -47,10 +47,12 @@ def gradients(model, tokenizer):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-def test_the_base_weights_are_nf4_with_double_quantization(loaded):
-    model, _ = loaded
+@pytest.mark.parametrize("quantization, count", [("nf4", 2 * 7), ("none", 0)])
+def test_the_base_weights_are_nf4_with_double_quantization_or_16_bit_on_request(config, quantization, count):
+    config.quantization = quantization
+    model, _ = load_quantized(config, make_plan(config, CPU))
     layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    assert len(layers) == 2 * 7
+    assert len(layers) == count
     for layer in layers:
         assert layer.weight.dtype == torch.uint8
         assert layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
@@ -70,30 +72,27 @@ def test_gradients_are_the_same_before_and_after_an_evaluation_and_a_generation(
     assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, bnb.nn.Linear4bit))
 
 
-def test_a_fresh_adapter_changes_nothing_and_is_in_fp32(loaded, config):
-    model, _ = loaded
+def test_a_fresh_adapter_changes_nothing_and_replaces_the_one_before_even_on_the_base_variable(loaded, config, recwarn):
+    base, _ = loaded
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
-        before = model(input_ids=ids).logits
-        model = attach_lora(model, config)
-        after = model(input_ids=ids).logits
-    torch.testing.assert_close(after, before)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-
-
-def test_attaching_twice_gives_one_fresh_adapter_with_the_same_start(loaded, config):
-    model, _ = loaded
-    first = attach_lora(model, config)
+        before = base(input_ids=ids).logits
+        first = attach_lora(base, config)
+        torch.testing.assert_close(first(input_ids=ids).logits, before)
     start = {name: p.detach().clone() for name, p in first.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in start.values()} == {torch.float32}
     for p in first.parameters():
         if p.requires_grad:
             p.data += 1
     second = attach_lora(first, config)
     again = {name: p for name, p in second.named_parameters() if p.requires_grad}
-    assert start.keys() == again.keys()
-    assert all(torch.equal(start[name], again[name]) for name in start)
-    assert list(second.peft_config) == ["default"]
-    assert not isinstance(without_adapter(second), PeftModel)
+    assert start.keys() == again.keys() and all(torch.equal(start[name], again[name]) for name in start)
+    assert list(second.peft_config) == ["default"] and not isinstance(without_adapter(second), PeftModel)
+    config.target_modules = ["q_proj"]
+    third = attach_lora(base, config)  # what happens when the train cell runs again with other settings
+    names = [name for name, _ in third.named_parameters() if "lora_" in name]
+    assert names and all(".q_proj." in name for name in names)
+    assert not [said for said in recwarn if "peft_config" in str(said.message) or "second time" in str(said.message)]
 
 
 def test_generation_does_not_depend_on_the_batch_and_leaves_the_mode(loaded):
@@ -103,23 +102,6 @@ def test_generation_does_not_depend_on_the_batch_and_leaves_the_mode(loaded):
     assert model.training
     assert together == [generate(model.eval(), tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert not model.training
-
-
-def test_16_bit_base_weights_on_request(tiny_model):
-    config = TrainConfig(model=str(tiny_model), quantization="none")
-    model, _ = load_quantized(config, make_plan(config, CPU))
-    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
-
-
-def test_a_second_adapter_replaces_the_first_even_on_the_base_variable(job, recwarn):
-    base, config = job["model"], job["config"]
-    config.target_modules = "all-linear"
-    attach_lora(base, config)
-    config.target_modules = ["q_proj"]
-    second = attach_lora(base, config)  # what happens when the train cell runs again with other settings
-    names = [name for name, _ in second.named_parameters() if "lora_" in name]
-    assert names and all(".q_proj." in name for name in names)
-    assert not [said for said in recwarn if "peft_config" in str(said.message) or "second time" in str(said.message)]
 
 
 def test_loading_again_releases_the_model_before_and_whoever_uses_it_is_told_so(job, tmp_path, capsys):

@@ -196,6 +196,7 @@ OLD_DRIVER = BROKEN | {"driver": "11.4"}
         ({"hub": False}, "WARN. the Hugging Face Hub does not answer"),
         ({"token": False}, "OK. +no Hub token; only gated models need one, in Colab's secrets .the key icon"),
         ({"drive": False}, "OK. +Drive is not mounted"),
+        ({}, "OK. +telemetry is off .HF_HUB_DISABLE_TELEMETRY."),
     ],
 )
 def test_each_trouble_has_its_advice(check, state, line):

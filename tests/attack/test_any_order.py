@@ -2,8 +2,7 @@
 
 `make attack` plays 300 sequences instead of 40. A failure prints its moves; `pytest tests/attack -k "[17]"` plays number 17 again.
 
-A `Notebook` has a notebook's variables; its moves call the kit as cells and panel do. After each, `Rules` compare what lies on the disk
-with what `watch` saw transformers train, and with what was kept before.
+A `Notebook`'s moves call the kit as cells and panel do; after each, `Rules` look at the disk.
 """
 
 import builtins
@@ -19,9 +18,7 @@ import random
 import shutil
 import signal
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import bitsandbytes as bnb
@@ -29,20 +26,19 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from helpers import evaluation, export, models
 from helpers.callbacks import TrainingStopped
 from helpers.checkpoints import best_checkpoint, checkpoint_step, latest_complete
-from helpers.config import ConfigError, TrainConfig
 from helpers.data import DataError, load_examples, split
-from helpers.hardware import GIB, Gpu
 from helpers.hub import WeightsError
 from helpers.panel.settings import Settings
-from helpers.planner import DoesNotFit, make_plan
+from helpers.planner import GIB, ConfigError, DoesNotFit, Gpu, TrainConfig, make_plan
 from helpers.runs import Run, delete_runs
 from helpers.train import train
 
+RUNS = Path("runs")
+WATCHED = Path("watched")  # for each run, a file with what transformers was told to train, a line for each part
 SEQUENCES, MOVES = (300 if os.environ.get("ATTACK") else 40), 8
 CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
 OWN_ERRORS = (ConfigError, DataError, DoesNotFit, export.ExportError, TrainingStopped, WeightsError)
@@ -58,8 +54,8 @@ VALUES = {  # of settings: what they begin with, another, and one that cannot wo
     "max_steps": (2, 3, 0),
 }
 OTHERS = {"num_evaluations": 2, "early_stopping_patience": 0, "validation_share": 0.25}
-CELLS = "change change change change train train train stop stop export export make_plan load read again evaluate delete ask"
-WITH_FAULTS = ("train", "again", "export", "evaluate")
+CELLS = "change change change change train train train train stop stop export export make_plan load read evaluate delete ask"
+WITH_FAULTS = ("train", "export", "evaluate")
 # (module, function, which of its arguments names the file)
 WRITES = [(builtins, "open", 0), (io, "open", 0), (os, "replace", 1), (os, "mkdir", 0), (torch, "save", 1)]
 WRITES += [(safetensors.torch, "serialize_file", 1)]
@@ -76,13 +72,10 @@ def is_own(error: BaseException) -> bool:
 class Notebook:
     """The variables of a notebook. A cell whose variables are missing runs the cells that make them first."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random, self.rules = folder, random.Random(seed), Rules(folder)
-        self.config = TrainConfig(**{name: self.value(name, 0) for name in VALUES}, **OTHERS)
+    def __init__(self, seed: int) -> None:
+        self.random, self.rules = random.Random(seed), Rules()
+        self.config = TrainConfig(**{name: values[0] for name, values in VALUES.items()}, **OTHERS)
         self.start_kernel()
-
-    def value(self, name: str, number: int) -> Any:
-        return str(self.folder / VALUES[name][number]) if name in ("model", "data") else VALUES[name][number]
 
     def start_kernel(self) -> None:
         """The settings are typed again; everything else is gone."""
@@ -97,26 +90,24 @@ class Notebook:
                 end = self.do_and_be_killed(getattr(self, cell), at)
                 self.start_kernel()
             else:
-                with fault(self.folder / "runs", at, disk_is_full, WRITES if kind else []):
+                with fault(at, kill=False) if kind else contextlib.nullcontext():
                     end = self.do(getattr(self, cell))
-            self.do(self.rules.look)
+            self.rules.must((end_of_look := self.do(self.rules.look)) == "done", f"runs/ cannot be read: {end_of_look}")
         return f"{cell}{kind and f' ({kind} at write {at})'}: {end}"
 
-    def do(self, action: Callable[[], str | None]) -> str:
+    def do(self, action) -> str:
         """An error that is not the kit's breaks a rule."""
         try:
             return action() or "done"
-        except KeyboardInterrupt:
-            return "stopped at once"
         except Exception as error:
             self.rules.must(is_own(error), "a foreign error: " + "".join(traceback.format_exception(error)))
             return repr(error)
 
-    def do_and_be_killed(self, action: Callable[[], str | None], at: int) -> str:
+    def do_and_be_killed(self, action, at: int) -> str:
         """In a copy of this process, which gets a SIGKILL at write `at`, or when the cell is done."""
-        said = self.folder / "said"
+        said = Path("said")
         if not (child := os.fork()):
-            with fault(self.folder / "runs", at, lambda: os.kill(os.getpid(), signal.SIGKILL), WRITES + DELETES):
+            with fault(at, kill=True):
                 end = self.do(action)
             said.write_text("\0".join([end, *self.rules.broken]))
             os._exit(0)
@@ -127,7 +118,7 @@ class Notebook:
 
     def change(self) -> str:
         name = self.random.choice(list(VALUES))
-        value = self.value(name, self.random.randrange(len(VALUES[name])))
+        value = self.random.choice(VALUES[name])
         if self.random.random() < 0.5:
             return f"{name}={value!r} by the panel: {Settings(self.config).edit({name: value}) or 'taken'}"
         setattr(self.config, name, value)
@@ -143,15 +134,12 @@ class Notebook:
     def read(self) -> None:
         self.parts = split(load_examples(self.config.data), self.config.validation_share, self.config.seed)
 
-    def train(self, **how: bool) -> None:
+    def train(self) -> None:
         self.model or self.load()
         self.parts or self.read()
-        given = (self.config, self.plan, self.model, self.tokenizer, *self.parts)
-        self.run = train(*given, root=self.folder / "runs", **how)
+        given, anew = (self.config, self.plan, self.model, self.tokenizer, *self.parts), self.random.random() < 0.2
+        self.run = train(*given, root=RUNS, restart=anew)
         self.rules.returned(self.run, self.config)
-
-    def again(self) -> None:
-        self.train(restart=True)
 
     def stop(self) -> None:
         """The train cell, and the stop button, once or twice, in the middle of a step."""
@@ -162,7 +150,7 @@ class Notebook:
                 signal.raise_signal(signal.SIGINT)
             return original(trainer, *args, **kwargs)
 
-        with patch.object(transformers.Trainer, "training_step", training_step):
+        with patch.object(transformers.Trainer, "training_step", training_step), contextlib.suppress(KeyboardInterrupt):
             self.train()
 
     def evaluate(self) -> None:
@@ -180,7 +168,7 @@ class Notebook:
         models.generate(self.model, self.tokenizer, [[{"role": "user", "content": "red?"}]], max_new_tokens=2)
 
     def delete(self) -> None:
-        for folder in self.random.choices(sorted((self.folder / "runs").glob("*")) or [self.folder / "A"]):
+        for folder in self.random.choices(sorted(RUNS.glob("*")) or [Path("A")]):
             delete_runs(folder)
             self.rules.deleted(folder)
 
@@ -188,15 +176,15 @@ class Notebook:
 class Rules:
     """What must hold after every move; `broken` is what did not.
 
-    Recorded is trained: the settings in run.json are those of every training that transformers did for this folder, the curve has each
-    step once, and a run is finished after its last step only. Kept is kept: a finished run stays finished, with the same adapter; the
-    last checkpoint of another run never goes back; exports and the user's own files stay what they were.
+    Recorded is trained: the settings in run.json are those of every training that transformers did for this folder (`watch` saw it), the
+    curve has each step once, and a run is finished after its last step only. Kept is kept: a finished run stays finished, with the same
+    adapter; the last checkpoint of another run never goes back; exports and the user's own files stay what they were.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.broken = folder, []
+    def __init__(self) -> None:
+        self.broken = []
         self.adapters, self.reached = {}, {}  # run folder -> its finished adapter; step of its last checkpoint
-        self.files = {path: digest(path) for path in folder.iterdir() if path.is_file()}  # later also exports
+        self.files = {path: digest(path) for path in Path().iterdir()}  # later also exports
 
     def must(self, holds: bool, otherwise: str) -> None:
         if not holds and otherwise not in self.broken:
@@ -204,25 +192,25 @@ class Rules:
 
     def look(self) -> None:
         for path, before in self.files.items():
-            self.must(digest(path) == before, f"{path.relative_to(self.folder)} is not what it was")
+            self.must(digest(path) == before, f"{path} is not what it was")
         for folder in (*self.adapters, *self.reached):
             self.must((folder / "run.json").is_file(), f"{folder.name} is lost")
-        self.must(not (self.folder / "out").exists(), "something was written outside of runs/")
-        for folder in sorted(path.parent for path in (self.folder / "runs").glob("*/run.json")):
+        self.must(not Path("out").exists(), "something was written outside of runs/")
+        for folder in sorted(path.parent for path in RUNS.glob("*/run.json")):
             self.look_at(Run.load(folder))
 
     def look_at(self, run: Run) -> None:
         name, steps = run.folder.name, [event["step"] for event in run.history if "loss" in event]
-        file = watched(run.folder)
+        file = WATCHED / name
         trainings = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        for trained in trainings:
-            wrong = {key: (run.settings[key], value) for key, value in trained.items() if run.settings[key] != value}
-            self.must(not wrong, f"{name} records what was not trained (recorded, trained): {wrong}")
+        trained = [fact for training in trainings for fact in training.items()]
+        wrong = {key: (run.settings[key], value) for key, value in trained if run.settings[key] != value}
+        self.must(not wrong, f"{name} records what was not trained (recorded, trained): {wrong}")
         self.must(steps == sorted(set(steps)), f"{name} has a step twice: {steps}")
         self.must(bool(trainings) or not steps, f"{name} has a curve and was never trained")
         if run.finished:
             now = digest(run.adapter / models.WEIGHTS)
-            self.must(load_file(run.adapter / models.WEIGHTS) != {}, f"{name} has an empty adapter")
+            self.must(safetensors.torch.load_file(run.adapter / models.WEIGHTS) != {}, f"{name} has an empty adapter")
             self.must(steps[-1:] == [run.settings["max_steps"]], f"{name} is finished after the steps {steps}")
             self.must(self.adapters.setdefault(run.folder, now) == now, f"{name} has another adapter now")
             self.reached.pop(run.folder, None)
@@ -234,8 +222,8 @@ class Rules:
 
     def returned(self, run: Run, config: TrainConfig) -> None:
         """`train` gave this run back for these settings; if it was stopped, it said that the best step so far is kept."""
-        wrong = {key: (run.settings[key], getattr(config, key)) for key in VALUES}
-        wrong = {key: pair for key, pair in wrong.items() if pair[0] != pair[1]}
+        asked = config.to_dict().items()
+        wrong = {key: (run.settings[key], value) for key, value in asked if run.settings[key] != value}
         self.must(not wrong, f"{run.folder.name} was given back for other settings (recorded, asked): {wrong}")
         best = None if run.finished else best_checkpoint(run.folder, run.best_step)
         kept = best is None or digest(best / models.WEIGHTS) == digest(run.adapter / models.WEIGHTS)
@@ -245,7 +233,7 @@ class Rules:
         for known in (self.adapters, self.reached, self.files):
             for path in [path for path in known if folder in (path, *path.parents)]:
                 del known[path]
-        watched(folder).unlink(missing_ok=True)
+        (WATCHED / folder.name).unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:
@@ -254,16 +242,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def watched(run_folder: Path) -> Path:
-    """A file with what transformers was told to train for this run, a line for each part; it outlives a kill."""
-    return run_folder.parents[1] / "watched" / run_folder.name
-
-
 def watch(trainer: transformers.Trainer, *args, original=transformers.Trainer.train, **kwargs):
     """In place of `Trainer.train`: first write down what it will train, as the objects themselves have it."""
     told, base = trainer.args, trainer.model.get_base_model()
     example = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"])
-    file = watched(Path(told.output_dir).parent)
+    file = WATCHED / Path(told.output_dir).parent.name
     facts = {
         "max_length": told.max_length,
         "effective_batch_size": told.per_device_train_batch_size * told.gradient_accumulation_steps,
@@ -272,7 +255,7 @@ def watch(trainer: transformers.Trainer, *args, original=transformers.Trainer.tr
         "max_steps": told.max_steps,
         "quantization": "nf4" if any(isinstance(layer, bnb.nn.Linear4bit) for layer in base.modules()) else "none",
         "model": base.name_or_path,
-        "data": str(file.parents[1] / ("red.jsonl" if "red" in example else "blue.jsonl")),
+        "data": "red.jsonl" if "red" in example else "blue.jsonl",
     }
     file.parent.mkdir(exist_ok=True)
     with file.open("a") as lines:
@@ -281,8 +264,8 @@ def watch(trainer: transformers.Trainer, *args, original=transformers.Trainer.tr
 
 
 @contextlib.contextmanager
-def fault(folder: Path, at: int, happens: Callable[[], None], calls: list[tuple[Any, str, int]]):
-    """Before write number `at` below `folder`, and before every later one, it `happens`; weights are half written by then."""
+def fault(at, kill):
+    """Below runs/, write number `at` and all later ones find the disk full, or kill the process; weights are half written by then."""
     count = itertools.count()
 
     def wrap(module, name, which):
@@ -290,24 +273,22 @@ def fault(folder: Path, at: int, happens: Callable[[], None], calls: list[tuple[
 
         def wrapped(*args, **kwargs):
             place, mode = args[which], (*args[1:2], kwargs.get("mode", "r"))[0] if name == "open" else "w"
-            below = kwargs.get("dir_fd") or (isinstance(place, (str, Path)) and folder in Path(place).parents)
+            below = kwargs.get("dir_fd") or RUNS.absolute() in Path(str(place)).absolute().parents
             if below and set("wax") & set(mode) and next(count) >= at:
                 if module in (torch, safetensors.torch):
                     original(*args, **kwargs)
                     os.truncate(place, 9)
-                happens()
+                if kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, "No space left on device")
             return original(*args, **kwargs)
 
         return patch.object(module, name, wrapped)
 
     with contextlib.ExitStack() as stack:
-        for call in calls:
+        for call in WRITES + (DELETES if kill else []):
             stack.enter_context(wrap(*call))
         yield
-
-
-def disk_is_full() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(scope="module")
@@ -329,9 +310,10 @@ def folder_of_models(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("seed", range(SEQUENCES))
 def test_any_order_of_cells_keeps_the_rules(seed, folder_of_models, tmp_path, monkeypatch):
     shutil.copytree(folder_of_models, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transformers.Trainer, "train", watch)
     torch.set_num_threads(1)  # a process with several cannot be forked
-    notebook, moves = Notebook(tmp_path, seed), []
+    notebook, moves = Notebook(seed), []
     for _ in range(MOVES):
         moves.append(notebook.play())
         assert not notebook.rules.broken, "\n".join(["", *moves, "", *notebook.rules.broken])
