@@ -27,10 +27,10 @@ MICRO = math.gcd(SETTINGS["sft"]["per_device_train_batch_size"], EXAMPLES)
 # Whole checkpoints, the newest last: the state is the last file that Trainer writes.
 CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL tells the Hub of every start
 # Both are read when torch starts: one process trains on one card, and GPU memory in segments that grow has fewer holes.
 if "WORLD_SIZE" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL tells the Hub of every start
 os.environ.setdefault("PYTORCH_ALLOC_CONF", f"expandable_segments:{SETTINGS['expandable_segments']}")
 
 import torch
