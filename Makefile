@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lines help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp combinations gpu-report test-colab test-newest clean
+.PHONY: lines help install quickstart notebooks worksheets offline-bundle test test-fast test-slow attack lint lab stamp combinations gpu-report test-colab test-newest clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -17,6 +17,7 @@ help:
 	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
 	@echo "make lint        format, lint, types (under 30 seconds)"
 	@echo "make lines       how thin the package is: lines of each room beside its budget"
+	@echo "make attack      cells in any order, kills and full disks, many times more than make test does (an hour)"
 	@echo "make test-fast   the tests that need no trained model (under 3 minutes on 2 cores)"
 
 install: $(VENV)/installed
@@ -59,6 +60,10 @@ test-fast: lint
 test-slow: install
 	$(BIN)/python -m pytest -m slow tests/rehearsal --numprocesses auto --maxprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m slow --ignore tests/rehearsal
+
+# Tests that read ATTACK play or kill more often: 300 sequences of cells instead of 40, 20 kills at each place instead of 3.
+attack: install
+	ATTACK=1 $(BIN)/python -m pytest -m slow tests/attack $$(grep -l ATTACK tests/*.py)
 
 # Made anew each time, because the check looks at what the first cell changes in it. Colab's own pair, Python 3.13 and torch 2.11 with
 # CUDA's libraries, needs a python3.13 and 15 GB of disk; otherwise it is the nearest pair, and a line says so.

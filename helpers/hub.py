@@ -12,6 +12,9 @@ import json
 import math
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,13 @@ from helpers.setup import HUB, TOKEN_GOES_INTO, find_token, is_network_error, wh
 
 GB = 1e9
 SPARE_DISK = 1 * GB  # for what training writes: adapters and checkpoints are some hundred megabytes
+TEMPLATE_LINES = 1_000_000  # of a chat template, for one conversation; usual ones take 30 for a question and its answer
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # configuration, tokenizer, chat template
 INDEX = "model.safetensors.index.json"  # names the file of each tensor, where there are several
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+WHOLE = "model.safetensors"  # transformers reads this or the shards, and passes other *.safetensors over for a pickle
 NO_SAFETENSORS = (
-    "holds no *.safetensors. Pickled weights (.bin) are refused, because loading one can run code: convert the model to "
+    "holds no model.safetensors. Pickled weights (.bin) are refused, because loading one can run code: convert the model to "
     "safetensors or choose another."
 )
 
@@ -40,6 +45,24 @@ class HubRefusal(WeightsError):
     """The Hub has the model and does not hand it out, or this machine cannot hold it. The message says what to do; nothing was downloaded."""
 
 
+@contextmanager
+def limited_template() -> Iterator[None]:
+    """Let a chat template, a program of the model's, run `TEMPLATE_LINES` lines: counted by the hook that debuggers use, in any thread."""
+    left, before = iter(range(TEMPLATE_LINES)), sys.gettrace()
+
+    def count(frame: Any, event: str, argument: Any) -> Any:
+        in_template = frame.f_code.co_filename == "<template>"  # jinja2's name for it
+        if in_template and next(left, None) is None:
+            raise WeightsError("The model's chat template does not come to an end: delete tokenizer.chat_template.")
+        return count if in_template else None
+
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def cache_folder() -> Path:
     """Where converted weights are kept: beside the Hub's own cache, so `HF_HOME` moves both."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
@@ -48,13 +71,14 @@ def cache_folder() -> Path:
 
 def checked(folder: Path) -> Path:
     """`folder`, if its weights are safetensors (a pickled .bin file could run code while it loads) and none of them is missing."""
-    weights = [file.name for file in folder.glob("*.safetensors")]
-    if not weights:
+    indexed = (folder / INDEX).is_file()
+    weights = indexed_files(folder) if indexed else needed_files([file.name for file in folder.glob("*.safetensors")])
+    if not weights or not all(name.endswith(".safetensors") for name in weights):
         raise WeightsError(f"{folder} {NO_SAFETENSORS}")
-    if (folder / INDEX).is_file():
-        weights = indexed_files(folder)
-    elif any(SHARD.fullmatch(name) for name in weights):  # a part of many, and nothing says of how many
+    if WHOLE not in weights and not indexed:  # a part of many, and nothing says of how many
         weights = [INDEX]
+    if (folder / "adapter_config.json").is_file():
+        raise WeightsError(f"{folder} holds an adapter too, and would load as the model that it names: move that away.")
     for name in ["config.json", *weights]:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} is not complete, {name} is missing: copy or download it again.")
@@ -67,45 +91,34 @@ def indexed_files(folder: Path) -> list[str]:
 
 
 def from_hub(model: str) -> Path:
-    """Folder with `config.json`, safetensors and tokenizer of a Hub model.
+    """Folder with `config.json`, safetensors and tokenizer of a Hub model. Of a missing one, huggingface_hub's own error is raised.
 
-    Raises:
-        HubRefusal: gated, pickled weights only, or too large for the disk.
-        WeightsError: no network, and no earlier download.
-        huggingface_hub's own errors: no such model.
+    Raises `HubRefusal` (gated, pickled, or too large for the disk) or `WeightsError` (no network, and no earlier download).
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
-    readable = {"allow_patterns": [*SMALL_FILES, "*.safetensors"], "ignore_patterns": "*/*"}
+    readable = {"allow_patterns": [*SMALL_FILES, "*.safetensors"], "ignore_patterns": ["*/*", "adapter_config.json"]}
     try:
-        found = snapshot_download(model, **readable, dry_run=True, tqdm_class=_NoBar)
-    except (DryRunError, LocalEntryNotFoundError) as error:
-        return _from_cache(model, error.__cause__ or error)
+        found = snapshot_download(model, **readable, dry_run=True, tqdm_class=_no_bar)
     except Exception as error:
-        return _from_cache(model, error)
+        wraps = isinstance(error, (DryRunError, LocalEntryNotFoundError))
+        return _from_cache(model, error.__cause__ if wraps and error.__cause__ else error)
     files = needed_files([file.filename for file in found])
     if not any(name.endswith(".safetensors") for name in files):
         raise HubRefusal(f"{model} {NO_SAFETENSORS}")
     _check_disk(model, sum(file.file_size or 0 for file in found if file.filename in files and file.will_download))
-    return Path(snapshot_download(model, allow_patterns=files))
+    return checked(Path(snapshot_download(model, allow_patterns=files)))
 
 
-class _NoBar(tqdm):
-    """A progress bar that stays invisible: for the dry run, which downloads nothing."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings | {"disable": True})
+def _no_bar(*args: Any, **settings: Any) -> tqdm:
+    return tqdm(*args, **settings | {"disable": True})  # the dry run downloads nothing
 
 
 def needed_files(names: list[str]) -> list[str]:
     """Without the second copy of the weights that some repositories hold, such as `consolidated.safetensors` beside the shards."""
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if INDEX in names:
-        one_set = [name for name in weights if SHARD.fullmatch(name)]
-    else:
-        one_set = ["model.safetensors"] if "model.safetensors" in weights else weights
-    return [name for name in names if name not in weights or name in one_set]
+    one_set = [WHOLE] if WHOLE in names and INDEX not in names else [name for name in names if SHARD.fullmatch(name)]
+    return [name for name in names if not name.endswith(".safetensors") or name in one_set]
 
 
 def _check_disk(model: str, size: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import bitsandbytes as bnb
 import torch
@@ -20,10 +20,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from helpers.compat import keep_weights_trainable, repeat_shared_keys
+from helpers.data.issues import DataError, first_line
 from helpers.files import ExportError, atomic_folder
 from helpers.hardware import attention, count_as_free, loaded_model
+from helpers.hub import WeightsError, limited_template
 from helpers.plots import loss_chart
 from helpers.recipe import lora_config, quantization_config
+from helpers.registry import OWN_CODE
 from helpers.runs import Run
 from helpers.weights import fetch_weights
 
@@ -42,13 +45,19 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     release_last_model()
     repeat_shared_keys(attention(plan.gpu)[0] == "efficient")
     folder = fetch_weights(plan.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        quantization_config=quantization_config(config, plan),
-        dtype=getattr(torch, plan.dtype),
-        device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            quantization_config=quantization_config(config, plan),
+            dtype=getattr(torch, plan.dtype),
+            device_map={"": 0} if plan.gpu.kind == "cuda" else {"": plan.gpu.kind},
+        )
+    except (ValueError, OSError, ImportError) as error:
+        why = OWN_CODE if "trust_remote_code" in str(error) else f"cannot be loaded: {first_line(error)}"
+        raise WeightsError(f"{folder} {why}") from error
     keep_weights_trainable(model)
     _calculate_in(model, getattr(torch, plan.dtype))
     count_as_free(model)
@@ -58,7 +67,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
 def release_last_model() -> int:
     """Empty the model that `load_quantized` loaded before, even if a variable still names it; returns the bytes that came back.
 
-    Its weights become empty tensors, so whoever still uses it gets an error and not a second copy.
+    Its weights become empty tensors, so whoever still uses it is told so and does not keep a second copy in memory.
     """
     model, freed = loaded_model(), 0
     for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
@@ -71,9 +80,21 @@ def release_last_model() -> int:
                 freed += scales.absmax.untyped_storage().nbytes()
                 scales.absmax = None
     free_memory()
+    if model is not None:
+        model.__class__ = _Released
     if freed:
         print(f"Released the model that was loaded before: {freed / 2**20:.0f} MiB came back.")
     return freed
+
+
+class _Released(torch.nn.Module):
+    """What a released model becomes: whatever it is asked, it says that."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise WeightsError("This model was released: use the one that load_quantized gave last, or load it again.")
+
+    def forward(self, *inputs: Any, **named: Any) -> NoReturn:
+        self.__getattr__("forward")
 
 
 def free_memory() -> None:
@@ -126,24 +147,36 @@ def generate(
     batch_size: int = 48,
 ) -> list[str]:
     """Greedy answers to chat prompts, in order. Generated in batches, padded on the left so that all end together."""
+    refuse_control_tokens(prompts, tokenizer)
     was_training, answers, padding = model.training, [], tokenizer.pad_token_id
     model.eval()
     try:
         for start in range(0, len(prompts), batch_size):
-            batch = tokenizer.apply_chat_template(
-                prompts[start : start + batch_size],
-                add_generation_prompt=True,
-                padding=True,
-                tokenizer_kwargs={"padding_side": "left"},
-                return_dict=True,
-                return_tensors="pt",
-            ).to(model.device)
+            with limited_template():
+                batch = tokenizer.apply_chat_template(
+                    prompts[start : start + batch_size],
+                    add_generation_prompt=True,
+                    padding=True,
+                    tokenizer_kwargs={"padding_side": "left"},
+                    return_dict=True,
+                    return_tensors="pt",
+                ).to(model.device)
             tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding)
             written = tokens[:, batch["input_ids"].shape[1] :]
             answers += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
     finally:
         model.train(was_training)
     return answers
+
+
+def refuse_control_tokens(prompts: list[Messages], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `DataError` if a text holds what the tokenizer reads as the start or the end of a turn, and not as text."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for message in (message for prompt in prompts for message in prompt):
+        if found := [token for token in control if token in message["content"]]:
+            raise DataError(
+                f"A prompt holds {found[0]}, which this tokenizer does not read as text: write it otherwise."
+            )
 
 
 def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -172,11 +205,7 @@ def finished_adapter(source: Run | str | Path) -> Path:
 
 
 def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) -> PeftModel:
-    """`base_model` with the adapter in `folder`, read from disk. An adapter that it already carries is dropped.
-
-    Raises:
-        ExportError: the adapter belongs to another base model.
-    """
+    """`base_model` with the adapter in `folder` (`ExportError`: of another base model). One that it already carries is dropped."""
     folder, base = finished_adapter(folder), without_adapter(base_model)
     _check_layers(folder, base)
     model = PeftModel.from_pretrained(base, str(folder))

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MENU = Path(__file__).with_name("models.csv")
-BUNDLED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what needs no Hub: helpers.bundled
+BUNDLED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what needs no Hub: helpers.weights
+
+OWN_CODE = (
+    "brings Python code of its own, which is never run here: choose a model that transformers knows, as on the menu."
+)
 
 # transformers' model_type -> what is special about its blocks, as far as memory and precision are concerned
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -203,6 +207,9 @@ def _read_config(model: str) -> PretrainedConfig | None:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(Path(model) if Path(model).is_dir() else model)
-    except (ValueError, OSError):
+        place = Path(model) if Path(model).is_dir() else model
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"{model} {OWN_CODE}") from None
         return None

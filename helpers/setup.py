@@ -84,10 +84,10 @@ def install_what_is_missing() -> None:
     hosted = where() != "local"
     if hosted and _torchao_breaks_peft():
         print("Removing torchao: PEFT refuses this old version, and nothing here needs it.")
-        _pip("uninstall", "--yes", "torchao")
+        pip("uninstall", "--yes", "torchao")
     if missing:
         print(f"Installing {', '.join(missing)} ...")
-        _pip("install", *["--no-deps"] * hosted, "--constraint", str(ROOT / "constraints.txt"), *missing)
+        pip("install", *["--no-deps"] * hosted, "--constraint", str(ROOT / "constraints.txt"), *missing)
         invalidate_caches()
 
 
@@ -95,7 +95,8 @@ def _torchao_breaks_peft() -> bool:
     return numbers(installed("torchao") or "999") < TORCHAO_THAT_PEFT_ACCEPTS
 
 
-def _pip(*arguments: str) -> None:
+def pip(*arguments: str) -> None:
+    """Run pip. Raises `RuntimeError` with its last line if it fails."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -278,6 +279,13 @@ def _network_lines() -> Iterator[Line]:
     yield ("OK", "the Hugging Face Hub answers") if hub_reachable() else ("WARN", no_hub)
     no_token = f"no Hub token; only gated models need one, in {TOKEN_GOES_INTO[where()]}"
     yield "OK", "a Hub token is there" if find_token() else no_token
+    silent = os.environ.get("HF_HUB_DISABLE_TELEMETRY", "0") != "0"
+    yield (
+        "OK",
+        "telemetry is off (HF_HUB_DISABLE_TELEMETRY)"
+        if silent
+        else "telemetry of TRL and the Hub is on, as you set it",
+    )
     if where() == "colab":
         how = "mount it to keep runs after this session (from helpers.setup import mount_drive; mount_drive())"
         yield "OK", "Drive is mounted: runs are copied there" if backup_dir() else f"Drive is not mounted: {how}"

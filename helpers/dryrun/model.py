@@ -21,7 +21,9 @@ def build(step: Step) -> PreTrainedModel:
     dtype = getattr(torch, step.dtype)
     attention = "eager" if step.attention == "eager" else "sdpa"
     with torch.device(step.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     model.config.use_cache = False
     if step.quantization == "nf4":
         quantize(model, step.device, dtype, step.double_quant)

@@ -16,6 +16,7 @@ from helpers.export.llama_cpp import CONVERTED, QUANTIZED
 from helpers.export.merging import refuse_quantized
 from helpers.export.ollama import modelfile
 from helpers.files import PART, ExportError, atomic_file, atomic_write, check_disk
+from helpers.registry import OWN_CODE
 
 
 def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
@@ -33,6 +34,8 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
     if not (merged / "config.json").is_file() or not list(merged.glob("*.safetensors")):
         raise ExportError(f"{merged} is no model folder: merge(run) writes one.")
     refuse_quantized(merged)
+    if any('"auto_map"' in settings.read_text(encoding="utf-8") for settings in merged.glob("*config.json")):
+        raise ExportError(f"{merged} {OWN_CODE}")
     weights = sum(part.stat().st_size for part in merged.glob("*.safetensors")) / 2  # how many: two bytes each
     # A k-quant is made from an f16 file, so for a moment both are there.
     bytes_per_weight = CONVERTED[kind] if kind in CONVERTED else CONVERTED["f16"] + QUANTIZED[kind][1]
@@ -48,5 +51,6 @@ def to_gguf(merged: str | Path, file: str | Path, kind: str = "f16") -> Path:
                 llama_cpp.quantize(large, draft, kind)
             finally:
                 large.unlink(missing_ok=True)
-    atomic_write(file.with_name("Modelfile"), modelfile(AutoTokenizer.from_pretrained(merged), file.name))
+    tokenizer = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    atomic_write(file.with_name("Modelfile"), modelfile(tokenizer, file.name))
     return file

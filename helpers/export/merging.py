@@ -28,7 +28,7 @@ from helpers.runs import Run
 from helpers.weights import fetch_weights
 
 SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as ours
-NOT_COPIED = ("*.safetensors", "README.md", "adapter_config.json", "loss.png", "training_args.bin")
+NOT_COPIED = ("*.safetensors", "*.py", "README.md", "adapter_config.json", "loss.png", "training_args.bin")
 # Fields of PEFT's LoraConfig that are empty, False or "none" in plain LoRA.
 UNLIKE_PLAIN_LORA = ["use_dora", "bias", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern"]
 UNLIKE_PLAIN_LORA += ["alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication"]
@@ -131,10 +131,12 @@ def _copy_small_files(base: Path, adapter: Path, draft: Path) -> None:
         for file in folder.iterdir():
             if file.is_file() and not any(file.match(pattern) for pattern in NOT_COPIED):
                 shutil.copyfile(file, draft / file.name)
-    config = json.loads((draft / "config.json").read_text(encoding="utf-8"))
-    for key in {"torch_dtype", "dtype"} & set(config):
-        config[key] = "float16" if config[key] == "float16" else "bfloat16"
-    (draft / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    for file in draft.glob("*config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("auto_map", None)  # names code of the model's own, which llama.cpp's converter would run
+        for key in {"torch_dtype", "dtype"} & set(config):
+            config[key] = "float16" if config[key] == "float16" else "bfloat16"
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _merge_file(source: Path, target: Path, layout: Layout, pairs: Pairs, scale: float) -> None:

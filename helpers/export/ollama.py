@@ -10,6 +10,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from helpers.files import ExportError
+from helpers.hub import limited_template
 
 SYSTEM, USER, ANSWER, NEXT = "SYSTEM-TEXT", "USER-TEXT", "ANSWER-TEXT", "NEXT-TEXT"
 ROLES = {SYSTEM: "system", USER: "user", ANSWER: "assistant", NEXT: "user"}
@@ -52,6 +53,7 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf_name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@limited_template()
 def _render(tokenizer: PreTrainedTokenizerBase, *texts: str, ask: bool = False) -> str:
     """A conversation as text, without the first token if the tokenizer adds it: llama.cpp does that by itself, and twice is too often."""
     messages = [{"role": ROLES[text], "content": text} for text in texts]

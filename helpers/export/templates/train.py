@@ -27,6 +27,7 @@ MICRO = math.gcd(SETTINGS["sft"]["per_device_train_batch_size"], EXAMPLES)
 # Whole checkpoints, the newest last: the state is the last file that Trainer writes.
 CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL tells the Hub of every start
 # Both are read when torch starts: one process trains on one card, and GPU memory in segments that grow has fewer holes.
 if "WORLD_SIZE" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
@@ -102,6 +103,8 @@ if SETTINGS["repeat_shared_keys"]:  # without flash attention: off PyTorch's slo
 
 model = AutoModelForCausalLM.from_pretrained(
     MODEL,
+    trust_remote_code=False,  # no code comes with the weights, and no pickles
+    use_safetensors=True,
     quantization_config=quantization,
     dtype=getattr(torch, SETTINGS["dtype"]),
     device_map={"": GPU if SETTINGS["device"] == "cuda" else SETTINGS["device"]},
@@ -117,7 +120,7 @@ trainer = TokenMeanTrainer(
     args=args,
     train_dataset=data["training"],
     eval_dataset=data["validation"],
-    processing_class=AutoTokenizer.from_pretrained(MODEL),
+    processing_class=AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False),
     callbacks=[EarlyStopping(count) for count in [SETTINGS["early_stopping_patience"]] if count],
 )
 # TRL has cast the adapters of a quantized model to bf16, which loses small updates and crashes fp16's gradient scaler
