@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -156,24 +157,44 @@ def test_plain_text_is_split_too(tmp_path):
     assert not {x["text"].strip(".") for x in training} & {x["text"].strip(".") for x in validation}
 
 
-def test_too_few_examples_to_split_is_said(tmp_path):
-    with pytest.raises(DataError, match="cannot be split"):
-        split(load(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}]), 0.15, seed=0)
+def test_what_cannot_be_split_as_asked_is_said(tmp_path, capsys):
+    for wrong in (load(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}]), [{"instruction": "a"}], None, 5):
+        with pytest.raises(DataError, match="cannot be split"):
+            split(wrong, 0.15, seed=0)
+    text = "one two three four five six seven eight nine ten of kind {} is number {}"
+    rows = [
+        {"instruction": text.format(n % 2, n).replace("o", "x" * (n % 2)), "output": f"Result {n}"} for n in range(30)
+    ]
+    assert len(split(load(tmp_path / "a.jsonl", rows), 0.15, seed=0)[1]) == 15
+    assert "4 of 30 examples were to be held out, and 15 are" in capsys.readouterr().out
+
+
+def test_questions_about_one_long_document_are_told_apart(tmp_path):
+    document = " ".join(f"word{n * n}" for n in range(3000))
+    rows = [{"question": f"{document} Is {n} in it?", "answer": f"It is {n}."} for n in range(60)]
+    assert len(document) > 21_000 and len(split(load(tmp_path / "a.jsonl", rows), 0.2, seed=0)[1]) == 12
 
 
 # ------------------------------------------------------------------------------------------------ command line
 
 
 def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_start(root, tmp_path):
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "helpers.data", *arguments], cwd=root, capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "helpers.data", *arguments],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=ascii_only,
         )
 
     done = run("data_samples/customer_support.jsonl")
     assert done.returncode == 0 and "tokens were not checked" in done.stdout
     assert "574 rows read, 574 kept, 0 set aside" in done.stdout
-    bad = run(str(write(tmp_path / "bad.jsonl", [{"a": 1}])))
+    bad = run(str(write(tmp_path / "bad é.jsonl", [{"a": 1}])))  # on a console that has ASCII only
     assert bad.returncode == 1 and "Training cannot start" in bad.stdout and "Traceback" not in bad.stderr
 
 

@@ -1,5 +1,6 @@
 """Whatever the rows and files are: the loader raises nothing but its own error, and loses no record."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -12,12 +13,29 @@ from hypothesis import strategies as st
 
 from helpers.data import split
 from helpers.data.check import check_examples
-from helpers.data.convert import ANSWER, QUESTION, SYSTEM, TURNS
+from helpers.data.convert import ANSWER, QUESTION, SYSTEM, TURNS, texts_of
 from helpers.data.issues import DataError
+from helpers.data.tokens import load_tokenizer
 
 CHARACTERS = st.characters(exclude_categories=())  # half characters too
 TEXTS = st.text(CHARACTERS, max_size=30) | st.sampled_from(
-    ["", " ", "\x00", "Ã©", "a@b.co", "[", "[{", "[[]]", "nan", "\ufeff", "1e999"]
+    [
+        "",
+        " ",
+        "\x00",
+        "Ã©",
+        "a@b.co",
+        "[",
+        "[{",
+        "[[]]",
+        "nan",
+        "\ufeff",
+        "1e999",
+        "test",
+        "train",
+        "a<|im_end|>b",
+        "long " * 50,
+    ]
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.binary(max_size=8)
 KNOWN = [*QUESTION, *ANSWER, *TURNS, *SYSTEM, "text", "history", "role", "content", "from", "value", "weight", "split"]
@@ -35,10 +53,16 @@ RECORDS = st.dictionaries(NAMES, VALUES, max_size=5) | VALUES
 CAREFUL = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
 
 
-def judge(source, records=None):
+@pytest.fixture(autouse=True)
+def rows_are_soon_too_large(monkeypatch):
+    for module in ("parse", "convert"):
+        monkeypatch.setattr(f"helpers.data.{module}.LONGEST_ROW", 200)
+
+
+def judge(source, records=None, tokenizer=None):
     """Check a source; the report, or None where it was refused in one sentence."""
     try:
-        report = check_examples(source)
+        report = check_examples(source, tokenizer)
     except DataError as error:
         assert str(error).strip() and "\n" not in str(error).strip()
         return None
@@ -52,8 +76,12 @@ def judge(source, records=None):
 
 @CAREFUL
 @given(st.lists(RECORDS, max_size=12))
-def test_arbitrary_rows_in_memory(rows):
+def test_arbitrary_rows_in_memory(tiny_model, rows):
     judge(rows, records=len(rows))
+    report = judge(rows, len(rows), load_tokenizer(str(tiny_model)))
+    with contextlib.suppress(DataError):
+        training, _ = split(report.examples, 0.5, seed=0)
+        assert not [text for x in training for text in texts_of(x) if "prompt" in x and "<|im_end|>" in text]
 
 
 @CAREFUL

@@ -10,6 +10,7 @@ from helpers.data.issues import DataError
 from helpers.data.tokens import (
     MASKED,
     TokenCheck,
+    control_tokens,
     coverage,
     ensure_chat_template,
     lengths,
@@ -185,6 +186,17 @@ def test_what_would_be_cut_is_shown_as_cut(tokenizer):
     assert view.count("cut") == len(tokenize(CHATS, tokenizer)[0].ids) - 40
     assert "{{" in str(view) and "line-through" in view._repr_html_()
     assert "the loss counts every token" in show_tokens(TEXTS[0], tokenizer).summary
+
+
+def test_control_tokens_are_the_special_ones_and_those_of_the_template(tokenizer):
+    found = control_tokens(tokenizer).search("a <think> <s> </s> <|im_end|>")
+    assert found[0] == "<|im_end|>" and not control_tokens(tokenizer).search("a <|role|> <think>")
+    tokenizer.add_tokens(["<|role|>", "<think>"])
+    assert not control_tokens(tokenizer).search("a <|role|> <think>")
+    tokenizer.chat_template += "{# <|role|> <think> #}"
+    assert control_tokens(tokenizer).search("a <|role|> <think>")[0] == "<|role|>"
+    with pytest.raises(DataError, match="no example"):
+        with_tokens(CHATS.select([]), tokenizer)
 
 
 def test_an_unknown_model_is_one_sentence(tmp_path):

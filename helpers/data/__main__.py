@@ -30,10 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     tell(report)
     if chosen.rejected and report.rejected:
-        try:
-            tell(f"  - rows set aside: {report.save_rejected(chosen.rejected)}")
-        except DataError as error:
-            tell(f"  - rows set aside: {error}")
+        tell(f"  - rows set aside: {report.written(chosen.rejected)}")
     return 0 if report.ready else 1
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from helpers.data.convert import TEXT, Example, texts_of, to_examples, used_columns
+from helpers.data.convert import CHAT, TEXT, Example, texts_of, to_examples, used_columns
 from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, as_json, suspicions, tell
 from helpers.data.parse import BATCH, Record
 from helpers.data.read import name_of, part_of, read
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # The form of most of the first batch of records is the form of the data set.
 MOST_REJECTED = 64 * 2**20  # characters of the rows set aside that are kept, to be written to a file
-MOST_UNUSED = 1000  # names of columns that are not trained on that are counted
 REPEATED, REPEATED_SHARE = 5, 0.01  # an answer counts as repeated from 5 times and 1 % of the rows on
 ENOUGH_FOR = {  # so many examples
     500: "to start (500 are); hold 10 to 20 % of them out with split().",
@@ -43,7 +42,7 @@ ENOUGH_FOR = {  # so many examples
 }
 MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 FEATURES = {
-    "chat": Features({"prompt": MESSAGES, "completion": MESSAGES, "group": Value("int64")}),
+    CHAT: Features({"prompt": MESSAGES, "completion": MESSAGES, "group": Value("int64")}),
     TEXT: Features({"text": Value("string"), "group": Value("int64")}),
 }
 
@@ -62,8 +61,7 @@ def check_examples(
         max_length: tokens of the longest example that will be trained. Answers that would be cut are set aside ...
         truncate: ... unless this is True: then they are kept, and trained without their end.
 
-    Raises:
-        DataError: the source as a whole cannot be read.
+    Raises DataError if the source as a whole cannot be read.
     """
     check = _Check(tokenizer, max_length, truncate)
     records = read(source)
@@ -77,32 +75,21 @@ def load_examples(
 ) -> Dataset:
     """The examples of a source, ready for `split`. Prints nothing if all is well, and one line if not.
 
-    Args:
-        source, tokenizer: as in `check_examples`.
-        rejected: where rows that cannot be used are written, with reason and fix; None writes nothing.
-
-    Raises:
-        DataError: there is no such source, or nothing in it can be used.
+    Rows that cannot be used are written to the file `rejected`, with reason and fix; None writes nothing. A tokenizer sets those
+    aside too that only it cannot use. Raises DataError if there is no such source, or nothing in it can be used.
     """
     report = check_examples(source, tokenizer)
     if not report.counts["kept"]:
         raise DataError(f"{report.source}: {report.stop}")
     said = []
     if report.rejected:
-        where = f" ({_written(report, rejected)})" if rejected else ""
+        where = f" ({report.written(rejected)})" if rejected else ""
         said.append(f"{report.counts['rejected']:,} of {report.counts['input']:,} rows set aside{where}")
     if report.warnings:
         said.append(f"worth a look: {', '.join(ISSUE_TYPES[finding.code].name for finding in report.warnings)}")
     if said:
         tell(f"{report.source}: {'; '.join(said)}. print(check_examples(...)) says more.")
     return report.examples
-
-
-def _written(report: Report, path: str | Path) -> str:
-    try:
-        return f"see {report.save_rejected(path)}"
-    except DataError as error:  # no reason to do without the others
-        return str(error).rstrip(".")
 
 
 class Row(NamedTuple):
@@ -113,25 +100,15 @@ class Row(NamedTuple):
     examples: list[Example]
     place: Place
 
-    @property
-    def digest(self) -> bytes:
-        """12 bytes that stand for everything the row says: equal for exact duplicates only."""
-        return hashlib.blake2b(repr(self.examples).encode("utf-8", "replace"), digest_size=12).digest()
 
-
-def _row(record: Record) -> Row | Issue:
+def to_row(record: Record) -> Row | Issue:
     """The record as examples, or why it cannot be used."""
     outcome = record.issue or to_examples(record.value)
-    place = Place(record.file, record.line, _part(record))
-    return outcome if isinstance(outcome, Issue) else Row(record, *outcome, place)
-
-
-def _part(record: Record) -> str:
-    """What a row is for, as its own column `split` says, or what stands around it, or the name of its file."""
-    row = record.value if isinstance(record.value, dict) else {}
-    own = next((value for name, value in row.items() if str(name).strip().lower() == "split"), None)
-    names = (own if isinstance(own, str) and len(own) < 100 else "", record.part, record.file)
-    return next(filter(None, map(part_of, names)), "train")
+    if isinstance(outcome, Issue):
+        return outcome
+    own = next((str(value)[:99] for name, value in record.value.items() if str(name).strip().lower() == "split"), "")
+    part = next(filter(None, map(part_of, (own, record.part, record.file))), "train")
+    return Row(record, *outcome, Place(record.file, record.line, part))
 
 
 class _Check:
@@ -159,7 +136,7 @@ class _Check:
         """One batch of records, through one check after the other; what comes out at the end is kept."""
         self.read += len(batch)
         self.files |= dict.fromkeys(record.file for record in batch)
-        outcomes = [_row(record) for record in batch]
+        outcomes = [to_row(record) for record in batch]
         forms = Counter(row.form for row in outcomes if isinstance(row, Row))
         self.form = self.form or (forms.most_common(1)[0][0] if forms else "")
         columns: dict[str, list[Any]] = {name: [] for name in FEATURES.get(self.form, ())}
@@ -185,7 +162,7 @@ class _Check:
         ends = [len(texts_of(example)) - 1 for example in row.examples]
         self.questions.append(keys[max(0, ends[0] - 1)])
         self.answers.extend(keys[end] for end in ends)
-        if len(self.unused) < MOST_UNUSED:
+        if len(self.unused) < BATCH:
             self.unused.update({str(name) for name in row.record.value} - used_columns(row.record.value))
         seen: dict[str, str] = {}
         for text in said:
@@ -200,7 +177,8 @@ class _Check:
         return Issue("other form", f"this is {this}, most rows are {most}")
 
     def _duplicate(self, row: Row) -> Issue | None:
-        first = self.first_with.setdefault(row.digest, row.place)
+        said = repr(row.examples).encode("utf-8", "replace")
+        first = self.first_with.setdefault(hashlib.blake2b(said, digest_size=12).digest(), row.place)
         if first is row.place:
             return None
         if (first.part == "train") != (row.place.part == "train"):
@@ -246,7 +224,7 @@ class _Check:
 
     def report(self, source: str) -> Report:
         """Everything that was found, once all records went through."""
-        features = FEATURES[self.form or "chat"]
+        features = FEATURES[self.form or CHAT]
         empty = Dataset.from_dict({name: [] for name in features}, features=features)
         examples = concatenate_datasets(self.parts or [empty])
         self.first_with.clear()  # makes room for what follows
@@ -264,8 +242,8 @@ class _Check:
         if len(self.rejected) < rejected:
             self.notes.append(f"only the first {len(self.rejected):,} of the rows set aside are kept, to be written")
         counts = {"input": self.read, "kept": len(self.kept), "rejected": rejected, "examples": len(examples)}
-        found = self.findings, self.notes, self.tokens, self._stop()
-        return Report(source, examples, self.rejected, counts, *found, list(self.files))
+        found = self.findings, self.notes, self.tokens, self._stop(), list(self.files)
+        return Report(source, examples, self.rejected, counts, *found)
 
     def _across_rows(self) -> None:
         """What only the whole data set shows: near duplicates, and leaks between its parts."""

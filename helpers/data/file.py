@@ -1,10 +1,4 @@
-"""The bytes behind a name: a path or an upload, gzipped or not, in any common encoding; and how much may be read.
-
-    file = DataFile("examples.csv.gz", path)
-    file.kind, file.size, file.encoding         # "csv", bytes when unpacked, "utf-8"
-
-What is too much for the memory that is free now is refused before it is read.
-"""
+"""The bytes behind a name, a path or an upload, gzipped or not, in any common encoding; and how much of them may be read."""
 
 from __future__ import annotations
 
@@ -52,12 +46,7 @@ def refuse_large(name: str, size: int = 0, rows: int = 0, copies: int = COPIES) 
 
 
 class DataFile:
-    """A file of examples: a path, or the bytes of an upload. `size` is in bytes, unpacked.
-
-    Raises:
-        DataError: it is too large, packed or unpacked.
-        OSError, EOFError, zlib.error: it cannot be opened or unpacked.
-    """
+    """A file of examples: a path, or the bytes of an upload. `size` is in bytes, unpacked. Raises DataError if it is too large."""
 
     def __init__(self, name: str, content: Path | bytes) -> None:
         self.name, self.content, self.kind, self.packed = name, content, kind_of(name) or "", False
@@ -67,9 +56,8 @@ class DataFile:
             self.packed = raw.read(2) == b"\x1f\x8b"
         with self.stream() as raw:
             self.head = raw.read(HEAD)
-            self.size = len(self.head) if self.packed else self.size
-            while self.packed and (chunk := raw.read(CHUNK)):
-                self.size += len(chunk)
+            while self.packed and raw.read(CHUNK):
+                self.size = raw.tell()
                 refuse_large(name, self.size)
 
     def stream(self) -> Any:
@@ -86,12 +74,9 @@ class DataFile:
 
     @cached_property
     def encoding(self) -> str:
-        """UTF-8 (with or without byte order mark), UTF-16, or Latin-1 in the variant that Windows writes.
+        """UTF-8 (with or without byte order mark), UTF-16, or Latin-1 in the variant that Windows writes. DataError if it is binary.
 
         charset_normalizer takes short German text for Icelandic, and a file for Latin-2 because of one wrong byte.
-
-        Raises:
-            DataError: the file is binary.
         """
         what = next((what for magic, what in NOT_DATA.items() if self.head.startswith(magic)), "")
         encoding = next((name for mark, name in MARKS.items() if self.head.startswith(mark)), "")

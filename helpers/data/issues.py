@@ -1,10 +1,9 @@
 """Everything that can be wrong with a row, in one table; what one text gives away; and the report of what was found.
 
-    ISSUE_TYPES["echo"].fix
     suspicions("Write to jo@example.org")       # {"private": "an e-mail address (jo@...)"}
     print(check_examples("my_examples.csv"))    # a `Report`: counts first, then each finding with places and fix
 
-The patterns are regular expressions, no model: they point at lines to look at, and are wrong now and then.
+The patterns point at lines to look at, and are wrong now and then.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,11 +35,9 @@ def first_line(error: BaseException) -> str:
 
 
 def tell(text: object) -> None:
-    """Print, whatever the console can show: characters that it cannot are escaped."""
-    try:
-        print(text)
-    except UnicodeEncodeError:
-        print(str(text).encode("ascii", "backslashreplace").decode())
+    """Print, with characters that the console cannot show escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 class IssueType(NamedTuple):
@@ -84,7 +82,7 @@ SET_ASIDE = {
 }
 WORTH_A_LOOK = {
     "cut": ("answers that will be cut", "Raise max_length: without its end, an answer teaches not to stop."),
-    "held out": ("rows that the data itself holds out", "They are not trained on: split() takes them for validation."),
+    "held out": ("rows that the data itself holds out", "They are not trained on: split() makes them the validation."),
     "near duplicate": ("near duplicates", "Keep the better one of each group; the split keeps them together."),
     "leak": ("validation examples that stand in training", "Delete one: a score on known questions says nothing."),
     "repeated answer": ("one answer to many questions", "Fine for labels; else the model learns to say only this."),
@@ -138,7 +136,7 @@ def is_broken(text: str) -> bool:
 
 
 PLACES = 5  # places named for each finding
-SET_ASIDE_ROW = re.compile(r'\{"file": ".*", "line": \d+, "fault": "')  # how it begins in a file
+SET_ASIDE_ROW = re.compile(r'$|\{"file": ".*", "line": \d+, "fault": "')  # how a file of them begins, if not empty
 
 
 class Place(NamedTuple):
@@ -161,8 +159,7 @@ class Finding:
     count: int = 0
     places: list[Place] = field(default_factory=list)
     detail: str = ""
-    of_one_row: bool = True
-    """Does `detail` describe the first row, and not all of them together?"""
+    of_one_row: bool = True  # does `detail` describe the first row, and not all of them together?
 
     def add(self, place: Place, detail: str = "") -> None:
         """One more row that has it."""
@@ -181,23 +178,21 @@ class Finding:
 
 @dataclass(repr=False)
 class Report:
-    """Everything `check_examples` found out about a source."""
+    """Everything `check_examples` found out about a source.
+
+    `examples` has what TRL takes, `prompt` and `completion` messages or `text`; `group`, which examples of one row share; and
+    `part` ("train", "validation", "test") where the source itself holds rows out.
+    """
 
     source: str
     examples: Dataset
-    """Ready for TRL: `prompt` and `completion` messages, or `text`; `group`, which examples of one row share; and
-    `part` ("train", "validation" or "test"), where the source itself holds rows out."""
-    rejected: list[dict[str, Any]]
-    """Rows set aside: file, line, fault, reason, fix, record."""
-    counts: dict[str, int]
-    """input (records read) = kept + rejected; examples (one for each answer)."""
+    rejected: list[dict[str, Any]]  # rows set aside: file, line, fault, reason, fix, record
+    counts: dict[str, int]  # input (records read) = kept + rejected; examples (one for each answer)
     findings: dict[str, Finding]
     notes: list[str]
     tokens: TokenCheck | None
-    stop: str
-    """Why training could not start; empty if it could."""
-    files: list[str] = field(default_factory=list)
-    """The files that were read."""
+    stop: str  # why training could not start; empty if it could
+    files: list[str]  # that were read
 
     @property
     def ready(self) -> bool:
@@ -210,11 +205,7 @@ class Report:
         return [finding for finding in self.findings.values() if not ISSUE_TYPES[finding.code].rejects]
 
     def save_rejected(self, path: str | Path = "rejected.jsonl") -> Path:
-        """Write the rows that were set aside, each with its place, the reason and the fix, as JSON lines.
-
-        Raises:
-            DataError: the path is part of the source, or holds something else than rows set aside, or cannot be written.
-        """
+        """Write the rows that were set aside as JSON lines. Raises DataError where that cannot be, or other data would be lost."""
         path = Path(path)
         try:
             if _holds_other(path, self.files):
@@ -224,6 +215,13 @@ class Report:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise DataError(f"{path} is not written ({first_line(error)}). Name another file.") from None
         return path
+
+    def written(self, path: str | Path) -> str:
+        """`save_rejected`, and where they are or why they are not: no reason to do without the others."""
+        try:
+            return f"see {self.save_rejected(path)}"
+        except DataError as error:
+            return str(error).rstrip(".")
 
     def __str__(self) -> str:
         c = self.counts
@@ -243,13 +241,10 @@ class Report:
 
 def _holds_other(path: Path, sources: list[str]) -> bool:
     """Is it a file that was read, by whatever name, or one that `save_rejected` did not write? Uploads are no files."""
-    if not path.exists():
-        return False
-    if not path.is_file() or any(os.path.exists(file) and path.samefile(file) for file in sources):
-        return True
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        head = stream.read(4096)
-    return head != "" and not SET_ASIDE_ROW.match(head)
+    if path.is_file() and not any(os.path.exists(file) and path.samefile(file) for file in sources):
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return not SET_ASIDE_ROW.match(stream.read(4096))
+    return path.exists()
 
 
 def as_json(row: dict[str, Any]) -> str:

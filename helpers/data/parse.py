@@ -3,9 +3,8 @@
     for record in parse(DataFile("examples.csv", path)):
         record.value, record.line, record.issue
 
-Parsing itself is the standard library's (json, csv) and pyarrow's; here we choose the parser, keep the line numbers,
-and turn what cannot be parsed into a record with an `Issue` instead of an exception. One row is in memory at a time,
-except where JSON is one value.
+Parsing itself is the standard library's (json, csv) and pyarrow's; here we choose the parser, keep the line numbers, and turn
+what cannot be parsed into a record with an `Issue`. One row is in memory at a time, except where JSON is one value.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ class Record(NamedTuple):
 
 
 def parse(file: DataFile) -> Iterator[Record]:
-    """Every record of one file, in order.
-
-    Raises:
-        DataError: the file as a whole is not what it seems: empty, binary, too large, or of no known format.
-    """
+    """Every record of one file, in order. Raises DataError if it is empty, binary, too large, or of no known format."""
     if file.head.startswith(b"PAR1"):
         yield from parquet(file)
         return
@@ -97,7 +92,7 @@ def _bounded(text: TextIO) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. A name that stands twice in it is refused: Python would silently keep the last."""
+    """An object of JSON, unless a name stands twice in it: Python would silently keep the last."""
     named = dict(pairs)
     if len(named) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -164,10 +159,9 @@ def _json_error(error: Exception, line: int = 0) -> str:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        return LENIENT.decode(text) is not STRICT
     except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _unwrap(record: Record) -> list[Record]:
@@ -184,10 +178,7 @@ def _unwrap(record: Record) -> list[Record]:
 
 
 def table(file: DataFile) -> Iterator[Record]:
-    """CSV or TSV: quotes, separators and line breaks inside quoted fields stay exactly as they are.
-
-    `strict` makes the csv module complain about a stray quote instead of swallowing the rest of the file.
-    """
+    """CSV or TSV. `strict` makes the csv module complain about a stray quote instead of swallowing the rest of the file."""
     delimiter = "\t" if file.kind == "tsv" else _delimiter(file)
     csv.field_size_limit(LONGEST_ROW)  # a field may be a whole article; the default is 131,072 characters
     with file.text(newline="") as text:
@@ -235,11 +226,8 @@ def _delimiter(file: DataFile) -> str:
 
 def refuse_twice(names: list[str], where: str) -> None:
     """Two columns of one name would hide each other."""
-    known: dict[str, int] = {}
-    for column, name in enumerate(names, start=1):
-        if name and known.setdefault(name, column) < column:
-            columns = f"columns {known[name]} and {column}"
-            raise DataError(f"{where}: {columns} are both named {name!r:.200}. Rename one of them.")
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{where}: two columns are named {twice[0]!r:.200}. Rename one of them.")
 
 
 def parquet(file: DataFile) -> Iterator[Record]:
@@ -257,7 +245,7 @@ def parquet(file: DataFile) -> Iterator[Record]:
         refuse_large(file.name, rows=source.metadata.num_rows)
         # a value that all rows share is stored once, so each row of a batch may be as large as its whole group
         largest = max((source.metadata.row_group(number).total_byte_size for number in groups), default=0)
-        at_once = psutil.virtual_memory().available // COPIES_WHOLE // max(1, largest)
+        at_once = psutil.virtual_memory().available // (4 * COPIES_WHOLE) // max(1, largest)
         done = 0
         try:
             for batch in source.iter_batches(batch_size=max(1, min(BATCH, at_once))):

@@ -1,9 +1,7 @@
 """Any source in, records out: a file, a folder, a data set on the Hub, a table in memory.
 
-    for record in read("my_examples.csv"):         # or "my_folder/", "owner/dataset", a DataFrame, {"name": content}
-        record.value, record.file, record.line, record.issue
-
-The source is recognized here; its files are parsed by `helpers.data.parse`.
+for record in read("my_examples.csv"):         # or "my_folder/", "owner/dataset", a DataFrame, {"name": content}
+    record.value, record.file, record.line, record.issue
 """
 
 from __future__ import annotations
@@ -25,14 +23,10 @@ PART = re.compile(r"(?:^|[^a-z])(?:(train|training)|(validation|valid|val|dev)|t
 
 
 def read(source: Any) -> Iterator[Record]:
-    """Every record of a source, one after the other.
+    """Every record of a source, one after the other. Raises DataError if there is none, it cannot be read, or is too large.
 
-    Args:
-        source: path of a file or folder, id of a data set on the Hub ("owner/name"), DataFrame, `datasets.Dataset`,
-            list of dicts, or uploaded files as {name: bytes}.
-
-    Raises:
-        DataError: there is no such source, nothing in it can be read, or it is too large.
+    A source is the path of a file or folder, the id of a data set on the Hub ("owner/name"), a DataFrame, a `datasets.Dataset`,
+    a list of dicts, or uploaded files as {name: bytes}.
     """
     for number, record in enumerate(_records(source), start=1):
         if number > MOST_ROWS:
@@ -122,8 +116,7 @@ def _is_data(file: Path) -> bool:
 def _from_hub(hub_id: str) -> list[tuple[str, Any]]:
     """The training files of a data set on the Hub, downloaded to its cache. Nothing that it contains is ever run.
 
-    Not by `datasets.load_dataset`: that guesses types (an answer "007" becomes the number 7), and refuses a whole data
-    set for one broken line.
+    `datasets.load_dataset` guesses types (an answer "007" becomes the number 7), and refuses all for one broken line.
     """
     from huggingface_hub import HfApi, hf_hub_download
 

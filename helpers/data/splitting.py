@@ -2,11 +2,10 @@
 
     training, validation = split(examples, validation_share=0.15, seed=42)
 
-Near duplicates are found without comparing every pair, by MinHash and locality-sensitive hashing. Two texts are near
-duplicates if they share at least 70 % of their word pairs (Jaccard similarity). Each text gets a signature of 128
-numbers, of which the expected share that agrees with another text's equals their similarity; only texts that agree in
-all four numbers of one of 32 bands are compared. At 70 %, that misses one pair in 6,000 ((1 - 0.7^4)^32); at 90 %, none.
-Time and memory grow with the number of texts.
+Near duplicates share at least 70 % of their word pairs (Jaccard similarity). They are found without comparing every pair, by
+MinHash and locality-sensitive hashing: each text gets a signature of 128 numbers, of which the expected share that agrees with
+another text's equals their similarity; only texts that agree in all four numbers of one of 32 bands are compared. At 70 %, that
+misses one pair in 6,000 ((1 - 0.7^4)^32); at 90 %, none. Time and memory grow with the number of texts.
 """
 
 from __future__ import annotations
@@ -41,85 +40,68 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
 
     Examples stay together if they come from one conversation, or if their question or answer is equal (ignoring case,
     spaces and punctuation) or nearly so. Only where that leaves too little to choose from, answers that many examples
-    share may be on both sides. 10 to 20 % is a usual share; it is printed where another one comes out.
+    share may be on both sides. 10 to 20 % is a usual share; that another one comes out is printed.
 
-    Examples that their source holds out (column `part`) are never trained on: validation is made of them alone. Of
-    validation and test examples it takes the former; what also stands in training is left out.
+    Examples that their source holds out (column `part`) are never trained on. Where there are any, they are the validation:
+    the test part only if there is no validation part, and without what also stands in training.
 
-    Raises:
-        DataError: all examples belong together.
+    Raises DataError if all examples belong together.
     """
     if not isinstance(examples, Dataset):
         raise DataError(f"{type(examples).__name__} cannot be split. Give what load_examples returns.")
     parts = list(examples["part"]) if "part" in examples.column_names else ["train"] * len(examples)
     own = next((part for part in ("validation", "test") if part in parts), "")
     wanted = parts.count(own) or min(max(1, round(validation_share * len(examples))), max(1, len(examples) - 1))
-    together = _Together(examples)
+    texts = {name: _near(examples, name) for name in ("prompt", "completion", "text") if name in examples.column_names}
     for strict in (True, False):
-        groups = together.groups(strict)
-        validation = _held_out(groups, parts, own) if own else _at_random(groups, wanted, seed)
+        groups = _groups(examples, texts, strict)
+        validation = _chosen(groups, parts, own, wanted, seed)
         if wanted / 2 <= len(validation) <= 2 * wanted:
             break
-    if own:
-        others = "" if len(validation) == wanted else "; the others stand in training, too"
-        tell(f"Validation: {len(validation):,} of {wanted:,} {own} examples that the data itself holds out{others}.")
-    elif not wanted / 2 <= len(validation) <= 2 * wanted:
-        why = "the others belong together, as near duplicates or by equal questions or answers"
-        tell(
-            f"{len(validation):,} of {len(examples):,} examples are held out, though {wanted:,} were asked for: {why}."
-        )
-    chosen = set(validation)
-    training = [index for index, part in enumerate(parts) if part == "train" and index not in chosen]
+    else:
+        wanted_share = f"{wanted:,} of {len(examples):,} examples were to be held out, and {len(validation):,} are"
+        tell(f"{wanted_share}: the others belong together, as near duplicates or by equal questions or answers.")
+    training = sorted({index for index, part in enumerate(parts) if part == "train"} - set(validation))
     if not training or not validation:
         raise DataError(f"{len(examples)} examples that belong together cannot be split. Add examples that differ.")
     examples = examples.select_columns([name for name in examples.column_names if name not in ("group", "part")])
     return examples.select(training), examples.select(sorted(validation))
 
 
-def _held_out(groups: list[list[int]], parts: list[str], own: str) -> list[int]:
-    """The examples that the data itself holds out, without those that belong together with one to train on."""
-    clean = (group for group in groups if all(parts[index] != "train" for index in group))
-    return [index for group in clean for index in group if parts[index] == own]
-
-
-def _at_random(groups: list[list[int]], wanted: int, seed: int) -> list[int]:
-    """Whole groups, drawn until no further one fits; at least the smallest."""
-    random.Random(seed).shuffle(groups)
+def _chosen(groups: list[list[int]], parts: list[str], own: str, wanted: int, seed: int) -> list[int]:
+    """Validation: what the data holds out itself and training does not know, else groups drawn until no further one fits."""
     validation: list[int] = []
+    random.Random(seed).shuffle(groups)
     for group in groups:
-        if len(validation) + len(group) <= wanted:
+        if own and all(parts[index] != "train" for index in group):
+            validation += [index for index in group if parts[index] == own]
+        elif not own and len(validation) + len(group) <= wanted:
             validation += group
-    return validation or min(groups, key=len, default=[])
+    return validation or (min(groups, key=len, default=[]) if not own else [])
 
 
-class _Together:
-    """Which examples must stay in one part."""
+def _near(examples: Dataset, part: str) -> tuple[array[int], list[list[int]]]:
+    """Of the last message of each example: numbers that are equal for equal ones, and groups of near duplicates."""
+    index = MinHashIndex()
+    for some in examples.select_columns(part).with_format("arrow").iter(batch_size=BLOCK):
+        for value in some[part].to_pylist():
+            index.add(value[-1]["content"] if isinstance(value, list) else value)
+    return index.exact, index.groups(TOGETHER).lists()
 
-    def __init__(self, examples: Dataset) -> None:
-        self.rows = examples["group"] if "group" in examples.column_names else range(len(examples))
-        self.texts: list[tuple[str, array[int], list[list[int]]]] = []
-        for part in (name for name in ("prompt", "completion", "text") if name in examples.column_names):
-            index = MinHashIndex()
-            for some in examples.select_columns(part).with_format("arrow").iter(batch_size=1000):
-                for value in some[part].to_pylist():
-                    index.add(value[-1]["content"] if isinstance(value, list) else value)
-            self.texts.append((part, index.exact, index.groups(TOGETHER).lists()))
 
-    def groups(self, strict: bool) -> list[list[int]]:
-        """Their indices. Not `strict`: an answer that many examples share does not bind them."""
-        groups = UnionFind(len(self.rows))
-        groups.join_equal(self.rows)
-        for part, exact, near in self.texts:
-            labels = set()
-            if part == "completion" and not strict:
-                labels = {key for key, count in Counter(exact).items() if count > LABEL}
-            for first, *others in near:
-                if others and exact[first] not in labels:
-                    for member in others:
-                        if exact[member] not in labels:
-                            groups.join(member, first)
-            groups.join_equal(exact, without=labels)
-        return groups.lists()
+def _groups(examples: Dataset, texts: dict[str, tuple[array[int], list[list[int]]]], strict: bool) -> list[list[int]]:
+    """Indices that must stay together. Not `strict`: an answer that many examples share does not bind them."""
+    groups = UnionFind(len(examples))
+    groups.join_equal(examples["group"] if "group" in examples.column_names else [])
+    for part, (exact, near) in texts.items():
+        repeated = Counter(exact if part == "completion" and not strict else [])
+        labels = {key for key, count in repeated.items() if count > LABEL}
+        for first, *others in near:
+            for member in others if exact[first] not in labels else []:
+                if exact[member] not in labels:
+                    groups.join(member, first)
+        groups.join_equal(exact, without=labels)
+    return groups.lists()
 
 
 def plain(text: str) -> str:

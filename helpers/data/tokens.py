@@ -50,19 +50,15 @@ class Tokens(NamedTuple):
 def tokenize(examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """Every example as tokens and labels, before anything is cut. Of a chat, only the completion is trained.
 
-    Raises:
-        DataError: the tokenizer has no chat template, or its template refuses an example.
+    Raises DataError if the tokenizer has no chat template, or its template refuses an example.
     """
     return [_tokens(example, tokenizer) for example in examples]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """What finds those tokens in a text that this tokenizer does not take for text, such as the end of a turn.
+    """Finds what this tokenizer does not take for text, such as the end of a turn: `control_tokens(tokenizer).search(text)`.
 
-    These are its special tokens, and of the other added ones those by which its chat template begins and ends turns
-    (<|user|>). Not <think> or <tool_call>: answers may have these.
-
-        if found := control_tokens(tokenizer).search(text): ...     # found[0] is the token
+    That are its special tokens, and other added ones that its chat template writes around turns (<|user|>). Answers may have <think>.
     """
     template = str(tokenizer.chat_template or "")
     added = tokenizer.added_tokens_decoder.values()
@@ -77,8 +73,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
     """The examples with `input_ids` and `labels`, cut to `max_length` tokens: `SFTTrainer` trains on these.
 
-    Raises:
-        DataError: there is none, or a text holds a control token: what follows it could pass for another turn.
+    Raises DataError if there is none, or one holds a control token: what follows that could pass for another turn.
     """
     if not len(examples):
         raise DataError("There is no example to train on, or none to validate with. Add examples.")
@@ -129,8 +124,7 @@ def coverage(token_lengths: Sequence[int], max_length: int) -> float:
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Give the tokenizer of a base model a plain chat template; True if it had none. What is there is never replaced.
 
-    Raises:
-        DataError: the tokenizer has no end token, so an answer could not end.
+    Raises DataError if the tokenizer has no end token, so that an answer could not end.
     """
     if tokenizer.chat_template:
         return False
@@ -144,8 +138,7 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model: a name from the menu, a folder, or a Hub id. The bundled model's comes with weights.
 
-    Raises:
-        DataError: there is no such model, it is gated, or no network.
+    Raises DataError if there is no such model, it is gated, or no network.
     """
     from huggingface_hub.errors import GatedRepoError
     from transformers import AutoTokenizer
@@ -175,19 +168,15 @@ class TokenCheck:
 
     tokenizer: Any
     max_length: int | None = None
-    lengths: list[int] = field(default_factory=list)
-    """Tokens of every example that was read, also of those that do not fit."""
+    lengths: list[int] = field(
+        default_factory=list
+    )  # tokens of every example that was read, also of those that do not fit
     looked_at: int = 0
-    trained: int = 0
-    """Tokens that count in the loss, cut ones left out."""
-    ended: int = 0
-    """Examples whose end token is trained."""
-    masked: int = 0
-    """Examples without a single trained token."""
-    same: tuple[str, str] | None = None
-    """Places of two examples in a row that differ as text but not as tokens."""
-    other_end: str = ""
-    """What ends the answers, where it is not the tokenizer's end token."""
+    trained: int = 0  # tokens that count in the loss, cut ones left out
+    ended: int = 0  # examples whose end token is trained
+    masked: int = 0  # examples without a single trained token
+    same: tuple[str, str] | None = None  # places of two examples in a row that differ as text but not as tokens
+    other_end: str = ""  # what ends the answers, where it is not the tokenizer's end token
     _previous: tuple[str, Any, list[int]] = ("", None, [])
 
     def add(self, example: dict[str, Any], tokens: Tokens, place: str) -> None:
