@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -19,11 +20,11 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from helpers import checkpoints
 from helpers.files import atomic_write
-from helpers.runs import Run
+from helpers.runs import HISTORY, RECORD, Run
 
 SKIPPED_STEPS_IN_A_ROW = 10  # fp16's loss scale halves at each: ten divide it by a thousand
 
@@ -32,21 +33,12 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on. The message says at which step, the likely cause, and which checkpoint stands."""
 
 
-class EarlyStopping(EarlyStoppingCallback):
-    """transformers' own: stops after `early_stopping_patience` evaluations in a row without a new best. Step 0 does not count."""
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count, unless it is the untrained model that was evaluated."""
-        if state.global_step > 0:
-            super().on_evaluate(args, state, control, **kwargs)
-
-
 class JsonlLogger(TrainerCallback):
     """Appends every log event to `history.jsonl` and to the list that the chart draws from."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.file = run.folder / "history.jsonl"
+        self.file = run.folder / HISTORY
         self.started_at = 0.0
         self.peak_bytes = 0
 
@@ -92,8 +84,10 @@ class CheckpointCallback(TrainerCallback):
         state.best_model_checkpoint = str(best) if best else None
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Trainer has written everything: from here on the checkpoint counts, so older ones may go."""
-        checkpoints.mark_complete(checkpoints.checkpoints_of(self.run.folder) / f"checkpoint-{state.global_step}")
+        """Trainer has written everything: with a copy of the record beside it, the checkpoint counts, so older ones may go."""
+        folder = checkpoints.checkpoints_of(self.run.folder) / f"checkpoint-{state.global_step}"
+        shutil.copyfile(self.run.folder / RECORD, folder / RECORD)
+        checkpoints.mark_complete(folder)
         checkpoints.keep(self.run.folder, state.best_global_step)
         self.backup()
 

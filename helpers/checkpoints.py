@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers.files import PART, atomic_write, flush
+from helpers.files import atomic_file, atomic_folder, atomic_write, flush
 
 MANIFEST = "manifest.json"
 KEEP_LAST = 2
@@ -52,13 +51,17 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path, *, read: bool = True) -> bool:
-    """Has it a manifest that its files agree with? With `read=False` only names and sizes are compared."""
+    """Has it a manifest that its files agree with? With `read=False` only names and sizes are compared.
+
+    Raises:
+        OSError: the files are there and cannot be read now, which proves nothing.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if read:
             return all(_size_and_sha256(folder / name) == wanted for name, wanted in manifest.items())
         return all((folder / name).stat().st_size == size for name, (size, _) in manifest.items())
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -117,16 +120,14 @@ def backup(run_folder: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder under another name, then rename it, so that a broken copy is never taken for a whole one."""
-    draft = target.with_name(target.name + PART)
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file or a folder, so that a broken copy is never taken for a whole one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)
-        shutil.rmtree(target, ignore_errors=True)
+        with atomic_folder(target) as draft:
+            shutil.copytree(source, draft, dirs_exist_ok=True)
     else:
-        shutil.copyfile(source, draft)
-    os.replace(draft, target)
+        with atomic_file(target) as draft:
+            shutil.copyfile(source, draft)
 
 
 def _size_and_sha256(file: Path) -> list[int | str]:

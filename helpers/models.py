@@ -8,6 +8,7 @@ answers = generate(model, tokenizer, prompts)
 from __future__ import annotations
 
 import gc
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from helpers.compat import keep_weights_trainable, repeat_shared_keys
+from helpers.config import ConfigError
 from helpers.files import ExportError, atomic_folder
 from helpers.hardware import attention, count_as_free, loaded_model
-from helpers.plots import loss_chart
+from helpers.plots import harmless, loss_chart
 from helpers.recipe import lora_config, quantization_config
-from helpers.runs import Run
+from helpers.runs import WEIGHTS, Run, has_adapter
 from helpers.weights import fetch_weights
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from helpers.plan import Plan
 
 Messages = list[dict[str, str]]
-WEIGHTS = "adapter_model.safetensors"
 # PEFT and TRL still call transformers by older names; nothing that a learner could act on.
 warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
 
@@ -52,6 +53,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     keep_weights_trainable(model)
     _calculate_in(model, getattr(torch, plan.dtype))
     count_as_free(model)
+    model.made_of = {"model": plan.model, "quantization": config.quantization, "dtype": plan.dtype}
     return model, tokenizer
 
 
@@ -61,6 +63,8 @@ def release_last_model() -> int:
     Its weights become empty tensors, so whoever still uses it gets an error and not a second copy.
     """
     model, freed = loaded_model(), 0
+    if model is not None:
+        model.get_input_embeddings().register_forward_pre_hook(_say_released)  # whatever is done with it begins there
     for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
         freed += tensor.untyped_storage().nbytes()
         tensor.grad = None
@@ -74,6 +78,10 @@ def release_last_model() -> int:
     if freed:
         print(f"Released the model that was loaded before: {freed / 2**20:.0f} MiB came back.")
     return freed
+
+
+def _say_released(*args: object) -> None:
+    raise ConfigError("This model was released when another was loaded: use that, or run the cell with load_quantized.")
 
 
 def free_memory() -> None:
@@ -109,11 +117,14 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     PEFT puts its layers into the base model, so a variable that names the base carries them too: both are cleaned.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if next(base.parameters()).numel() == 0:
+        _say_released()
     for name, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = name.rpartition(".")
             setattr(base.get_submodule(parent), leaf, module.get_base_layer())
     base.__dict__.pop("peft_config", None)  # else PEFT warns about a second adapter
+    base.made_of = getattr(base, "made_of", {}) | {"adapter": None}
     return base
 
 
@@ -148,12 +159,17 @@ def generate(
 
 def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write adapter (safetensors), tokenizer, chat template and loss curve to `run.adapter`, whole or not at all."""
+    model.get_base_model().made_of["adapter"] = run.adapter.resolve()
     for adapter in model.peft_config.values():  # name the model, not the cache folder of this machine
         adapter.base_model_name_or_path = run.settings["model"]
+    picture = io.BytesIO()
+    with harmless():
+        loss_chart(run.history, title=run.settings["name"]).savefig(picture, format="png")
     with atomic_folder(run.adapter) as draft:
         model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
         tokenizer.save_pretrained(draft)
-        loss_chart(run.history, title=run.settings["name"]).savefig(draft / "loss.png")
+        if picture.getvalue():
+            (draft / "loss.png").write_bytes(picture.getvalue())
         (draft / "README.md").unlink(missing_ok=True)  # a form by PEFT with nothing filled in
     return run.adapter
 
@@ -166,8 +182,8 @@ def finished_adapter(source: Run | str | Path) -> Path:
             "itself if what it has learned so far is enough."
         )
     folder = source.adapter if isinstance(source, Run) else Path(source)
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"No adapter in {folder.resolve()}: train first, or check the folder's name.")
+    if not has_adapter(folder):
+        raise FileNotFoundError(f"No whole adapter in {folder.resolve()}: train first, or check the folder's name.")
     return folder
 
 
@@ -181,6 +197,7 @@ def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) ->
     _check_layers(folder, base)
     model = PeftModel.from_pretrained(base, str(folder))
     keep_weights_trainable(model)
+    base.made_of["adapter"] = folder.resolve()
     return model
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a dollar in the name of a run is a dollar
 }
 
 # One color per part, from what stays (cool) to what comes and goes (warm); parts not named here share MUTED.
@@ -205,6 +207,15 @@ def picture(figure: Figure, words: str = "") -> Image:
     figure.savefig(buffer, format="png")
     metadata = {"alt": words}  # the argument alt= is unknown to Colab's IPython 7
     return Image(buffer.getvalue(), format="png", embed=True, metadata=metadata)
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Make a picture that cannot be drawn a warning: no run ends because of one."""
+    try:
+        yield
+    except Exception as error:
+        print(f"[WARN] a chart could not be drawn ({type(error).__name__}: {error}); nothing else is harmed.")
 
 
 def has_notebook() -> bool:

@@ -16,10 +16,11 @@ from conftest import make_job
 from safetensors.torch import load_file
 
 import helpers.train as training
+from helpers import checkpoints
 from helpers.callbacks import TrainingStopped
 from helpers.checkpoints import MANIFEST, complete_checkpoints, latest_complete
 from helpers.export import merge
-from helpers.runs import Run
+from helpers.runs import Run, has_adapter
 from helpers.train import build_trainer, train
 from helpers.trainer import OOMSafeTrainer
 
@@ -78,7 +79,7 @@ def tensors_of(checkpoint: Path) -> dict:
         "random numbers": torch.load(
             checkpoint / "rng_state.pth", weights_only=False
         ),  # ours, with numpy's state in it
-        "patience": state["stateful_callbacks"]["EarlyStopping"],
+        "patience": state["stateful_callbacks"]["EarlyStoppingCallback"],
         "best": (state["best_global_step"], state["best_metric"]),
         "step": state["global_step"],
     }
@@ -285,11 +286,77 @@ def test_a_finished_run_whose_adapter_was_deleted_is_trained_again(job, tmp_path
     assert "its adapter is gone" in capsys.readouterr().out
 
 
-def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "run.json").write_text('{"identity": ')
+@pytest.mark.parametrize("harm", ['{"identity": ', "[]", '{"identity": 1, "settings": {}, "finished": true}', ""])
+def test_an_unreadable_run_goes_on_from_the_copy_in_its_checkpoint_or_is_left_alone(
+    job, tmp_path, monkeypatch, capsys, harm
+):
+    record = interrupted(job, tmp_path, monkeypatch).folder / "run.json"
+    record.write_text(harm) if harm else record.unlink()
+    run = train(**job, root=tmp_path)
+    assert run.finished and run.folder == tmp_path / "tiny" and "Continuing" in capsys.readouterr().out
+    record.write_text(harm)  # of a finished run, which has no checkpoints any more
     assert train(**job, root=tmp_path).folder == tmp_path / "tiny-2"
-    assert "is left alone" in capsys.readouterr().out
+    assert "is left alone" in capsys.readouterr().out and record.read_text() == harm
+
+
+def test_a_harmed_history_or_adapter_costs_no_run(job, tmp_path, capsys):
+    run = train(**job, root=tmp_path)
+    lines = (run.folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (run.folder / "history.jsonl").write_bytes(b"".join([b"\xff{", *lines[:2], b"[]\n5\n", *lines[2:], b'{"st']))
+    found = train(**job, root=tmp_path)
+    assert found.folder == run.folder and found.history == run.history[1:]  # of the first line, the beginning is gone
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(FileNotFoundError, match="No whole adapter"):
+        merge(run)
+    again = train(**job, root=tmp_path)
+    assert again.folder == run.folder and again.evaluations == run.evaluations and has_adapter(run.adapter)
+    assert "gone or damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_read_once_is_kept(job, tmp_path, monkeypatch, capsys):
+    run, read = interrupted(job, tmp_path, monkeypatch), checkpoints._size_and_sha256
+    whole = [folder.name for folder in complete_checkpoints(run.folder)]
+    for error in (OSError(5, "Input/output error"), PermissionError(13, "Permission denied")):
+        monkeypatch.setattr(checkpoints, "_size_and_sha256", lambda file, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(
+            TrainingStopped, match=f"cannot be read or written now .*{error.strerror}.*left as they are"
+        ):
+            train(**job, root=tmp_path)
+        assert [folder.name for folder in complete_checkpoints(run.folder)] == whole
+    monkeypatch.setattr(checkpoints, "_size_and_sha256", read)
+    assert train(**job, root=tmp_path).finished and "from step 4" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_written_down_before_its_checkpoints_go(job, tmp_path, monkeypatch):
+    def killed(folder, **kwargs):
+        if str(folder).endswith("checkpoints"):
+            raise KeyboardInterrupt
+        remove_tree(folder, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(**job, root=tmp_path)
+    monkeypatch.undo()
+    run = Run.load(tmp_path / "tiny")
+    assert run.finished and complete_checkpoints(run.folder)
+    again = train(**job, root=tmp_path, copy_to=tmp_path / "drive")
+    assert again.history == run.history and not (run.folder / "checkpoints").exists()
+    assert Run.load(tmp_path / "drive" / "tiny").finished, "what was left to do includes the copy"
+
+
+def test_a_name_with_dollars_and_brackets_is_drawn_mirrored_and_found(
+    tiny_model, alpaca_rows, tmp_path, monkeypatch, capsys
+):
+    job = make_job(tiny_model, alpaca_rows, name="exp[r16] a$b_{$c")
+    run = train(**job, root=tmp_path / "one", copy_to=tmp_path / "drive")
+    assert run.finished and (run.adapter / "loss.png").is_file()
+    found = train(**job, root=tmp_path / "two", copy_to=tmp_path / "drive")
+    assert found.history == run.history and "already holds" in capsys.readouterr().out
+    monkeypatch.setattr("helpers.models.loss_chart", lambda *args, **kwargs: 1 / 0)
+    anew = train(**job, root=tmp_path / "one", restart=True)
+    assert anew.finished and not (anew.adapter / "loss.png").exists()
+    assert "[WARN] a chart could not be drawn (ZeroDivisionError" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------- early stopping, disk

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
+from helpers.config import note
 from helpers.data.convert import TEXT, Example, texts_of, to_examples, used_columns
 from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, is_broken, suspicions
 from helpers.data.parse import Record
@@ -65,7 +66,10 @@ def check_examples(
     records = read(source)
     while batch := list(islice(records, BATCH)):
         check.add(batch)
-    return check.report(name_of(source))
+    report = check.report(name_of(source))
+    if isinstance(source, str | Path):
+        note(report.examples, data=str(Path(source).resolve()))
+    return report
 
 
 def load_examples(source: Any, rejected: str | Path | None = "rejected.jsonl") -> Dataset:
