@@ -1,7 +1,4 @@
-"""What happens between two optimizer steps: measure, write down, keep, stop. Each callback has one job.
-
-Trainer calls them in the order in which `helpers.train` adds them.
-"""
+"""What happens between two optimizer steps: measure, write down, keep, stop. Trainer calls these in the order in which they are added."""
 
 from __future__ import annotations
 
@@ -122,10 +119,7 @@ class LossGuard(TrainerCallback):
 
 
 class StopButton(TrainerCallback):
-    """The notebook's own stop button (or Ctrl-C): once finishes the step and saves, twice stops at once.
-
-    `pressed_at` is the step after which training stopped, or None.
-    """
+    """The notebook's own stop button (or Ctrl-C): once finishes the step and saves, twice stops at once. `pressed_at`: the step, or None."""
 
     def __init__(self) -> None:
         self.presses = 0

@@ -47,18 +47,12 @@ class TrainConfig:
     name: str = setting("run", "Name of the run folder: runs/<name>.")
     model: str = setting("auto", 'A name from the menu, a folder, a Hub id, or "auto": the best that fits here.')
     data: str = setting("data_samples/customer_support.jsonl", "The file with your examples.")
-    validation_share: float = setting(
-        0.15, "Part of the examples held out and never trained on. 0.10 to 0.20 is usual.", above=0, below=0.5
-    )
+    validation_share: float = setting(0.15, "Part held out, never trained on; 0.1 to 0.2 is usual.", above=0, below=0.5)
     max_eval_samples: int = setting(48, "Most held-out examples for one evaluation during training.", minimum=1)
     num_evaluations: int = setting(8, "How often the validation loss is measured, besides before step 1.", minimum=1)
-    early_stopping_patience: int = setting(
-        3, "Stop after so many evaluations in a row without a new best validation loss; 0 trains to the end.", minimum=0
-    )
+    early_stopping_patience: int = setting(3, "Stop after so many evaluations without a new best; 0: never.", minimum=0)
 
-    quantization: str = setting(
-        "nf4", '"nf4": 4-bit base weights (QLoRA). "none": 16-bit base weights (plain LoRA).', choices=("nf4", "none")
-    )
+    quantization: str = setting("nf4", '"nf4": 4-bit base weights (QLoRA). "none": 16 bit.', choices=("nf4", "none"))
     r: int = setting(16, "Rank of the LoRA matrices: how much the adapter can learn. Nearly free in memory.", minimum=1)
     lora_alpha: int = setting(32, "The adapter's output is multiplied by lora_alpha / r.", minimum=1)
     lora_dropout: float = setting(
@@ -72,12 +66,8 @@ class TrainConfig:
     )
 
     max_length: int = setting(512, "Longest example in tokens (prompt and answer together).", minimum=1, maximum=2**20)
-    effective_batch_size: int = setting(  # the planner tries every divisor
-        8, "Examples per optimizer step = micro-batch x gradient accumulation.", minimum=1, maximum=10_000
-    )
-    micro_batch_size: int = setting(
-        0, "Examples per forward pass, a divisor of effective_batch_size; 0 lets the planner choose.", minimum=0
-    )
+    effective_batch_size: int = setting(8, "Examples per step: micro-batch x accumulation.", minimum=1, maximum=10_000)
+    micro_batch_size: int = setting(0, "Examples per forward pass, a divisor of those; 0: the planner's.", minimum=0)
     gradient_checkpointing: str = setting(
         "auto", "Compute activations twice to save memory; auto: only if needed.", choices=("auto", "on", "off")
     )
@@ -122,15 +112,17 @@ class TrainConfig:
         return asdict(self)
 
 
-def note(examples: Any, **settings: Any) -> None:
-    """Have a Dataset carry settings that it was made with: as its description, which survives `select`, `map` and pickling."""
+def noted(examples: Any, **settings: Any) -> Any:
+    """The Dataset with settings that it was made with in its description, which survives `select`, `map` and pickling."""
     examples.info.description = json.dumps(made_of(examples) | settings)
+    return examples
 
 
 def made_of(examples: Any) -> dict[str, Any]:
-    """What `note` wrote; {} of a Dataset that was made without this kit."""
+    """What `noted` wrote; {} of a Dataset that came from no file, or was made without this kit."""
     try:
-        return dict(json.loads(examples.info.description))
+        known = dict(json.loads(examples.info.description))
+        return known if "data" in known else {}
     except (AttributeError, ValueError, TypeError):
         return {}
 

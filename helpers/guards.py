@@ -25,11 +25,9 @@ SPLIT = "split(load_examples(config.data), config.validation_share, config.seed)
 
 
 def check_job(config: TrainConfig, plan: Plan, model: Any, training: Dataset, validation: Dataset) -> None:
-    """Refuse what was made with other settings than `config` has by now. What was made without this kit is taken as it is.
+    """Refuse what was made with other settings than `config` has by now; what was made without this kit is taken as it is.
 
-    Raises:
-        ConfigError: a setting cannot work, or it has changed and a cell has to be run again.
-        DataError: there is nothing to train on, or to validate with.
+    Raises ConfigError if a setting cannot work or has changed, so that a cell has to be run again; DataError if a part is empty.
     """
     config.check()
     _same("The plan", plan.made_of, config.planned(), "make_plan")
@@ -42,27 +40,20 @@ def check_job(config: TrainConfig, plan: Plan, model: Any, training: Dataset, va
 
 
 def check_run(run: Run, examples: Dataset) -> None:
-    """Refuse to judge a run by another adapter than its own, or by examples that it may have been trained on.
-
-    Raises:
-        ValueError: the run's model is not in memory.
-        ConfigError: the model has another adapter by now, or the examples are of the run's data and were split in another way.
-    """
+    """Refuse to judge a run by another adapter than its own (ValueError), or by examples that it may have been trained on (ConfigError)."""
     own, settings, known = run.adapter.resolve(), _with_full_path(run.settings), made_of(examples)
     if run.model is None or getattr(run.model, "made_of", {}).get("adapter", own) != own:
-        raise ValueError(
-            "Model not in memory: run the train cell, or set run.model = load_adapter(run.adapter, model)."
-        )
-    if known and known.get("data") == settings["data"]:
-        _same("The examples", {"validation_share": None, "seed": None} | known, settings, SPLIT)
+        raise ValueError("Model not in memory: run the train cell, or run.model = load_adapter(run.adapter, model).")
+    if known.get("data") == settings["data"]:
+        _same("This part of the data", {"validation_share": None, "seed": None} | known, settings, SPLIT)
 
 
 def _same(what: str, was: dict[str, Any], now: dict[str, Any], cell: str) -> None:
     changed = [name for name in was if was[name] != now.get(name, was[name])]
     if changed:
         then, today = (", ".join(f"{name}={values[name]!r}" for name in changed) for values in (was, now))
-        again = f"run the cell with {cell} again, or set them back"
-        raise ConfigError(f"{what} was made with {then}, and the settings now say {today}: {again}.")
+        now_says = f"{what} was made with {then}, and the settings now say {today}"
+        raise ConfigError(f"{now_says}: run the cell with {cell} again, or set them back.")
 
 
 def _with_full_path(settings: dict[str, Any]) -> dict[str, Any]:
@@ -72,12 +63,10 @@ def _with_full_path(settings: dict[str, Any]) -> dict[str, Any]:
 def check_before_training(trainer: SFTTrainer, config: TrainConfig, given: int | None = None) -> None:
     """Look at what would really be trained: the tokens and labels of the trainer, and settings that depend on how many there are.
 
+    Raises DataError if no token would be trained, or answers would never learn to end; ConfigError if a setting cannot lead to anything.
+
     Args:
         given: how many training examples there were before TRL dropped those without a trained token.
-
-    Raises:
-        DataError: nothing in the examples would be trained, or the answers would never learn to end.
-        ConfigError: a setting cannot lead to anything.
     """
     examples, (low, high), rate = len(trainer.train_dataset), USUAL_LEARNING_RATES, config.learning_rate
     _check_labels(trainer, f"max_length is {trainer.args.max_length}")
@@ -101,9 +90,7 @@ def _check_labels(trainer: SFTTrainer, limit: str) -> None:
     for number, row in enumerate(rows, start=1):
         check.add(row, Tokens(row["input_ids"], row["labels"]), f"Training example {number}")
     if not len(rows):
-        raise DataError(
-            f"Every label is masked, so nothing would be learned: answers are empty, or cut away ({limit})."
-        )
+        raise DataError(f"Every label is masked, nothing would be learned: answers are empty, or cut away ({limit}).")
     if reason := check.stop():
         raise DataError(f"{reason} ({limit})")
     if cut := check.looked_at - check.ended:

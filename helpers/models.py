@@ -8,7 +8,6 @@ answers = generate(model, tokenizer, prompts)
 from __future__ import annotations
 
 import gc
-import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from helpers.compat import keep_weights_trainable, repeat_shared_keys
 from helpers.config import ConfigError
 from helpers.files import ExportError, atomic_folder
 from helpers.hardware import attention, count_as_free, loaded_model
-from helpers.plots import harmless, loss_chart
+from helpers.plots import harmless, loss_chart, picture
 from helpers.recipe import lora_config, quantization_config
 from helpers.runs import WEIGHTS, Run, has_adapter
 from helpers.weights import fetch_weights
@@ -159,17 +158,16 @@ def generate(
 
 def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write adapter (safetensors), tokenizer, chat template and loss curve to `run.adapter`, whole or not at all."""
-    model.get_base_model().made_of["adapter"] = run.adapter.resolve()
     for adapter in model.peft_config.values():  # name the model, not the cache folder of this machine
         adapter.base_model_name_or_path = run.settings["model"]
-    picture = io.BytesIO()
+    png = b""
     with harmless():
-        loss_chart(run.history, title=run.settings["name"]).savefig(picture, format="png")
+        png = picture(loss_chart(run.history, title=run.settings["name"])).data
     with atomic_folder(run.adapter) as draft:
         model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
         tokenizer.save_pretrained(draft)
-        if picture.getvalue():
-            (draft / "loss.png").write_bytes(picture.getvalue())
+        if png:
+            (draft / "loss.png").write_bytes(png)
         (draft / "README.md").unlink(missing_ok=True)  # a form by PEFT with nothing filled in
     return run.adapter
 

@@ -45,11 +45,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Read a run folder.
-
-        Raises:
-            FileNotFoundError, ValueError: its run.json is gone or damaged, and there is no checkpoint, which holds a copy.
-        """
+        """Read a run folder. Without a readable run.json it is the copy in the last checkpoint; FileNotFoundError or ValueError if none."""
         folder = Path(folder)
         try:
             record = _read_record(folder / RECORD)
@@ -119,8 +115,7 @@ class Run:
 
 
 def _read_record(file: Path) -> dict[str, Any]:
-    record = json.loads(file.read_text(encoding="utf-8"))
-    types = {"identity": str, "settings": dict, "finished": bool}
+    record, types = json.loads(file.read_text(encoding="utf-8")), {"identity": str, "settings": dict, "finished": bool}
     if not (isinstance(record, dict) and all(isinstance(record.get(name), types[name]) for name in types)):
         raise ValueError("it is not the record of a run")
     return record
@@ -202,11 +197,7 @@ def _restore(backups: str | Path | None, name: str, identity: str, folder: Path)
 
 
 def delete_runs(*folders: str | Path) -> int:
-    """Delete whole run folders and return the bytes that came back. What is not a run folder is refused.
-
-    Raises:
-        FileNotFoundError: a folder holds no run.json, so it is not ours to delete.
-    """
+    """Delete whole run folders and return the bytes that came back. A folder without run.json is refused (FileNotFoundError)."""
     freed = 0
     for folder in map(Path, folders):
         if not (folder / RECORD).is_file():

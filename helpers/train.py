@@ -2,8 +2,7 @@
 
     run = train(config, plan, model, tokenizer, training, validation)
 
-`build_trainer` returns TRL's own `SFTTrainer` (with the additions of `helpers.trainer`), set up by `helpers.recipe`. `train` adds
-what is seen and what is kept: live chart, history, checkpoints, and the question whether this very run was already trained.
+`build_trainer` returns TRL's own `SFTTrainer` (see `helpers.trainer`), set up by `helpers.recipe`. `train` adds what is seen and kept.
 """
 
 from __future__ import annotations
@@ -65,15 +64,12 @@ def train(
     Raises:
         ConfigError, DataError: found before the first step; nothing was trained.
         DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
-        TrainingStopped: the loss is no number any more, the disk is full, the run's folder cannot be read or written, or another
-            process trains a run of this name. The last checkpoint stands.
+        TrainingStopped: the loss is no number, another process trains this, files cannot be read or written. The last checkpoint stands.
     """
     check_job(config, plan, model, training, validation)
     if plan.gpus > 1:
-        raise ConfigError(
-            f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: use make_plan without gpus= here, or "
-            "helpers.export.export_plan and `accelerate launch`."
-        )
+        instead = "use make_plan without gpus= here, or helpers.export.export_plan and `accelerate launch`"
+        raise ConfigError(f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: {instead}.")
     settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
     backups, run = Path(copy_to) if copy_to else backup_dir(), Run(Path(root) / config.name, "", settings)
     # The lock is the operating system's: that of a killed process is gone with it. All runs of this name share it.
@@ -163,6 +159,7 @@ def _train(run: Run, trainer: OOMSafeTrainer, keeper: CheckpointCallback, config
     with stop.listening(), held_to_free_memory():
         _train_or_continue(run, trainer, config)
     run.model = trainer.model
+    run.model.get_base_model().made_of["adapter"] = run.adapter.resolve()
     save_adapter(run, run.model, trainer.processing_class)
     run.finished = stop.pressed_at is None
     run.save()
@@ -230,9 +227,8 @@ def _what_stands(folder: Path) -> str:
         last = checkpoints.latest_complete(folder)
     except OSError:
         return "Its checkpoints are left as they are."
-    if last is None:
-        return "No checkpoint was written yet."
-    return f"The checkpoint of step {checkpoints.checkpoint_step(last)} in {folder} stands."
+    stands = last and f"The checkpoint of step {checkpoints.checkpoint_step(last)} in {folder} stands."
+    return stands or "No checkpoint was written yet."
 
 
 # --------------------------------------------------------------------------------------------------- the plan, as it is by now

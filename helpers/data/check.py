@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from helpers.config import note
+from helpers.config import noted
 from helpers.data.convert import TEXT, Example, texts_of, to_examples, used_columns
 from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, is_broken, suspicions
 from helpers.data.parse import Record
@@ -67,8 +67,7 @@ def check_examples(
     while batch := list(islice(records, BATCH)):
         check.add(batch)
     report = check.report(name_of(source))
-    if isinstance(source, str | Path):
-        note(report.examples, data=str(Path(source).resolve()))
+    noted(report.examples, **({"data": str(Path(source).resolve())} if isinstance(source, str | Path) else {}))
     return report
 
 

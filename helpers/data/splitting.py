@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from helpers.config import note
+from helpers.config import noted
 from helpers.data.issues import DataError
 
 SIMILAR = 0.7  # Jaccard similarity of word pairs from which two texts count as near duplicates
@@ -62,8 +62,8 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
     training = sorted(set(range(len(examples))) - set(validation))
     if not training or not validation:
         raise DataError(f"{len(examples)} examples that belong together cannot be split. Add examples that differ.")
-    examples = examples.select_columns([name for name in examples.column_names if name != "group"])
-    note(examples, validation_share=validation_share, seed=seed)
+    kept = examples.select_columns([name for name in examples.column_names if name != "group"])
+    examples = noted(kept, validation_share=validation_share, seed=seed)
     return examples.select(training), examples.select(sorted(validation))
 
 
