@@ -51,21 +51,15 @@ class JsonlLogger(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add one row. A number that is none becomes null, which JSON can hold."""
-        self.peak_bytes = max(self.peak_bytes, peak_memory())
+        """Add one row. A number that is none becomes null, which JSON can hold. Memory: what PyTorch took of the card, or all of the RAM."""
+        on_card = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+        self.peak_bytes = max(self.peak_bytes, on_card or psutil.Process().memory_info().rss)
         measured = {"seconds": round(time.monotonic() - self.started_at, 3), "peak_bytes": self.peak_bytes}
         event = {"step": state.global_step} | kwargs["logs"] | measured
         event |= {key: None for key, value in event.items() if isinstance(value, float) and not math.isfinite(value)}
         self.run.history.append(event)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
-
-
-def peak_memory() -> int:
-    """Bytes: the most that PyTorch has reserved on the card, or what this process holds in RAM right now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return psutil.Process().memory_info().rss
 
 
 class CheckpointCallback(TrainerCallback):

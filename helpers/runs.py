@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from glob import escape
+from itertools import chain
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,12 @@ class Run:
         history = read_history(folder / HISTORY)
         return cls(folder, record["identity"], record["settings"], record["finished"], record.get("plan", {}), history)
 
-    def save(self) -> None:
-        """Write run.json, whole or not at all."""
+    def save(self, **changes: Any) -> None:
+        """Write run.json, whole or not at all. `changes`: of the plan, because a setting had to become smaller while it trains."""
+        self.plan |= changes
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"identity": self.identity, "finished": self.finished, "settings": self.settings, "plan": self.plan}
         atomic_write(self.folder / RECORD, json.dumps(record, indent=2))
-
-    def change_plan(self, changes: dict[str, Any]) -> None:
-        """Write down settings that had to become smaller while it trains."""
-        self.plan |= changes
-        self.save()
 
     @property
     def config(self) -> TrainConfig:
@@ -140,17 +137,11 @@ def has_adapter(folder: Path) -> bool:
         return False
 
 
-def identity_of(settings: dict[str, Any]) -> str:
-    """Same settings, same model, same data: same identity. The machine does not matter, so a run can move."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def fingerprint(*parts: Iterable[dict[str, Any]]) -> str:
     """SHA-256 of the examples themselves, so that an edited data file is another run."""
     digest = hashlib.sha256()
-    for part in parts:
-        for example in part:
-            digest.update(json.dumps(example, sort_keys=True).encode())
+    for example in chain(*parts):
+        digest.update(json.dumps(example, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -163,7 +154,8 @@ def find_or_start(
         restart: leave a finished run alone and start a new folder.
         backups: the folder of a second place that holds copies of runs: a run that only exists there is brought back first.
     """
-    identity, number = identity_of(settings), 0
+    # The machine is no part of a run's identity, so a run can move.
+    identity, number = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16], 0
     while True:
         number += 1
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")

@@ -84,7 +84,7 @@ def train(
             plan, folder = _planned_for_now(config, plan, run), checkpoints.checkpoints_of(run.folder)
             run.plan = _record(plan, training, validation)
             parts = model, tokenizer, training, validation, folder
-            trainer = build_trainer(config, plan, *parts, on_oom_fallback=run.change_plan)
+            trainer = build_trainer(config, plan, *parts, on_oom_fallback=lambda changes: run.save(**changes))
             check_before_training(trainer, config, len(training))
             _train(run, trainer, keeper, config, plan)
         if run.finished:  # as run.json says by now

@@ -3,21 +3,26 @@
 `pytest --attack tests/test_kills.py` kills 20 times where CI kills 3 times.
 """
 
+import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_job
 from safetensors.torch import load_file
-from test_survival import ROWS, SETTINGS, interrupted, logged, processes, rows_of, same, wait_for  # noqa: F401
+from test_survival import ROWS, SETTINGS, interrupted, rows_of, same
 from transformers import TrainerCallback
 
+import helpers.models
 import helpers.train as training
 from helpers import checkpoints
 from helpers.callbacks import TrainingStopped
@@ -27,26 +32,78 @@ from helpers.trainer import OOMSafeTrainer
 
 pytestmark = pytest.mark.slow
 
-WRITES = {"checkpoint": (OOMSafeTrainer, "_save_checkpoint"), "adapter": (training, "save_adapter")}
-LONGEST = 0.06  # seconds that a write of the tiny model takes on a slow disk: kills are at random moments of it
+# What is killed at a random moment after it has begun: the training anywhere, or one kind of write, and seconds that this may take.
+MOMENTS = {
+    "training": (OOMSafeTrainer, "training_step", 1.0),
+    "checkpoint": (OOMSafeTrainer, "_save_checkpoint", 0.06),
+    "adapter": (helpers.models, "atomic_folder", 0.03),
+}
 
 
-def train_and_be_killed(tiny_model: Path, root: Path, write: str, after: float | None) -> None:
-    """The target of a child process: it kills itself so many seconds after a write has begun."""
-    owner, name = WRITES[write]
-    original = getattr(owner, name)
+def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0, moment: str = "", after: float = 0.0) -> None:
+    """The target of a child process: the whole job, each step a little longer, and checkpoints stay to be compared."""
 
-    def killed(*args, **kwargs):
-        threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    class Slow(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            time.sleep(slow)
+
+    def remove(folder, **kwargs):
+        if not str(folder).endswith("checkpoints"):
+            remove_tree(folder, **kwargs)
+
+    def begun(*args, **kwargs):
+        if not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
+            threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
         result = original(*args, **kwargs)
-        threading.Event().wait()  # the write was quicker: the kill comes right behind it
+        if moment == "checkpoint":
+            threading.Event().wait()  # the write was quicker: the kill comes right behind it
         return result
 
-    if after is not None:
-        setattr(owner, name, killed)
-    training.LiveChart = lambda *args: TrainerCallback()  # which would take most of the time
+    training.LiveChart, shutil.rmtree = lambda *args: Slow(), remove
+    if moment:
+        owner, name, _ = MOMENTS[moment]
+        original = getattr(owner, name)
+        setattr(owner, name, begun)
     torch.set_num_threads(1)
     train(**make_job(tiny_model, ROWS, **SETTINGS), root=root)
+
+
+remove_tree = shutil.rmtree
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A server that has imported everything once and forks a child for each run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.train", "bitsandbytes", "conftest"])
+    return context
+
+
+def tensors_of(checkpoint: Path) -> dict:
+    """Everything in a checkpoint that decides how training goes on."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return {
+        "adapter": load_file(checkpoint / "adapter_model.safetensors"),
+        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
+        "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
+        "random numbers": torch.load(
+            checkpoint / "rng_state.pth", weights_only=False
+        ),  # ours, with numpy's state in it
+        "patience": state["stateful_callbacks"]["EarlyStoppingCallback"],
+        "best": (state["best_global_step"], state["best_metric"]),
+        "step": state["global_step"],
+    }
+
+
+def logged(folder: Path) -> int:
+    file = folder / "history.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
+def wait_for(event, child) -> None:
+    began = time.monotonic()
+    while child.is_alive() and not event() and time.monotonic() - began < 60:
+        time.sleep(0.001)
 
 
 def check_what_looks_whole(folder: Path) -> None:
@@ -59,38 +116,37 @@ def check_what_looks_whole(folder: Path) -> None:
     assert not run.finished or run.adapter.is_dir()
 
 
-@pytest.mark.parametrize("write", WRITES)
-def test_kills_inside_a_write_lose_nothing(tiny_model, tmp_path, processes, attacks, say, write):  # noqa: F811
-    chance, folder, inside, latest = random.Random(write), tmp_path / "tiny", 0, 0
-    for _ in range(attacks):
-        arguments = (tiny_model, tmp_path, write, chance.uniform(0, LONGEST))
-        child = processes.Process(target=train_and_be_killed, args=arguments)
-        child.start()
-        child.join(120)
-        assert child.exitcode == -signal.SIGKILL
-        check_what_looks_whole(folder)
-        inside += any(folder.glob("*.part")) or len(list(folder.glob("checkpoints/*"))) > len(
-            checkpoints.complete_checkpoints(folder)
-        )
-        last = checkpoints.latest_complete(folder)
-        assert last is None or checkpoints.checkpoint_step(last) >= latest
-        latest = checkpoints.checkpoint_step(last) if last else 0
-    for root in (tmp_path, tmp_path / "undisturbed"):
-        child = processes.Process(target=train_and_be_killed, args=(tiny_model, root, write, None))
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_kills_lose_nothing_and_change_nothing(tiny_model, tmp_path, processes, attacks, say, moment):
+    def exit_code(root: Path, *how) -> int:
+        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, *how))
         child.start()
         child.join(240)
-        assert child.exitcode == 0
+        return child.exitcode
+
+    chance, folder, longest, inside, latest = random.Random(moment), tmp_path / "tiny", MOMENTS[moment][2], 0, 0
+    for _ in range(attacks):
+        if (
+            exit_code(tmp_path, 0.05, moment, chance.uniform(0, longest)) == 0
+        ):  # nothing was left to kill: from the beginning
+            shutil.rmtree(folder)
+            latest = 0
+            continue
+        check_what_looks_whole(folder)
+        whole = checkpoints.complete_checkpoints(folder)
+        inside += any(folder.glob("*.part")) or len(whole) < len(list(folder.glob("checkpoints/checkpoint-*")))
+        assert not whole or checkpoints.checkpoint_step(whole[-1]) >= latest
+        latest = checkpoints.checkpoint_step(whole[-1]) if whole else 0
+    assert [exit_code(root) for root in (tmp_path, tmp_path / "undisturbed")] == [0, 0]
     one, other = Run.load(folder), Run.load(tmp_path / "undisturbed" / "tiny")
-    say(
-        f"{attacks} kills from 0 to {1000 * LONGEST:.0f} ms after the begin of a write ({write}), {inside} of them inside"
-    )
+    say(f"{attacks} kills within {1000 * longest:.0f} ms of {moment}, {inside} of them left half a write")
     assert one.finished and not list(folder.glob("*.part")) and rows_of(one) == rows_of(other)
     assert same(*(load_file(run.adapter / "adapter_model.safetensors") for run in (one, other)))
+    found, expected = (tensors_of(checkpoints.latest_complete(run.folder)) for run in (one, other))
+    assert [name for name in expected if not same(expected[name], found[name])] == [] and expected["step"] == 24
 
 
-def test_of_two_processes_on_one_run_the_second_gets_a_sentence(tiny_model, tmp_path, processes, job):  # noqa: F811
-    from test_survival import train_in_a_process
-
+def test_of_two_processes_on_one_run_the_second_gets_a_sentence(tiny_model, tmp_path, processes, job):
     child = processes.Process(target=train_in_a_process, args=(tiny_model, tmp_path, 0.1))
     child.start()
     wait_for(lambda: logged(tmp_path / "tiny") > 2, child)

@@ -18,7 +18,27 @@ POSIX_NAMES = {"os": set(OF_OS.split()), "signal": set(OF_SIGNAL.split()), "time
 POSIX_METHODS = {"symlink_to", "hardlink_to"}
 POSIX_PATH = re.compile(r"/(bin|content|dev|etc|home|kaggle|mnt|opt|proc|root|run|sys|tmp|usr|var)(/|$)")
 ONLY_IN_COLAB = {"/content/drive/MyDrive"}  # helpers/runtime.py: a folder that is not there anywhere else
-POSIX_COMMANDS = set(["bash", "sh", "rm", "cp", "mv", "cat", "ls", "which", "grep", "kill", "mkdir", "touch", "wget", "curl", "unzip", "tar", "df"])
+POSIX_COMMANDS = set(
+    [
+        "bash",
+        "sh",
+        "rm",
+        "cp",
+        "mv",
+        "cat",
+        "ls",
+        "which",
+        "grep",
+        "kill",
+        "mkdir",
+        "touch",
+        "wget",
+        "curl",
+        "unzip",
+        "tar",
+        "df",
+    ]
+)
 NO_TEXT = {"rb", "wb", "ab", "rb+", "r+b", "xb"}
 
 

@@ -1,7 +1,5 @@
 """A run that is killed, stopped, moved or starved of disk goes on as if nothing had happened."""
 
-import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,7 +16,7 @@ from safetensors.torch import load_file
 import helpers.train as training
 from helpers import checkpoints
 from helpers.callbacks import TrainingStopped
-from helpers.checkpoints import MANIFEST, complete_checkpoints, latest_complete
+from helpers.checkpoints import complete_checkpoints, latest_complete
 from helpers.export import merge
 from helpers.runs import Run, has_adapter
 from helpers.train import build_trainer, train
@@ -34,55 +32,9 @@ SETTINGS = {
     "effective_batch_size": 4,
     "micro_batch_size": 2,
 }
-KILLS = 10
-
-
-def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
-    """The target of a child process: the whole job, in which every step takes a little longer, and checkpoints stay to be compared."""
-    from transformers import TrainerCallback
-
-    class Slow(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            time.sleep(slow)
-
-    class Chart(Slow):
-        def __init__(self, *args):
-            pass
-
-    def remove(folder, **kwargs):
-        if not str(folder).endswith("checkpoints"):
-            remove_tree(folder, **kwargs)
-
-    training.LiveChart, shutil.rmtree = Chart, remove
-    torch.set_num_threads(1)
-    training.train(**make_job(tiny_model, ROWS, **SETTINGS), root=root)
 
 
 remove_tree = shutil.rmtree
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A server that has imported everything once and forks a child for each run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.train", "bitsandbytes", "conftest"])
-    return context
-
-
-def tensors_of(checkpoint: Path) -> dict:
-    """Everything in a checkpoint that decides how training goes on."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return {
-        "adapter": load_file(checkpoint / "adapter_model.safetensors"),
-        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
-        "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
-        "random numbers": torch.load(
-            checkpoint / "rng_state.pth", weights_only=False
-        ),  # ours, with numpy's state in it
-        "patience": state["stateful_callbacks"]["EarlyStoppingCallback"],
-        "best": (state["best_global_step"], state["best_metric"]),
-        "step": state["global_step"],
-    }
 
 
 def same(one, other) -> bool:
@@ -100,61 +52,6 @@ def rows_of(run: Run) -> list[dict]:
     timed = re.compile("seconds|peak_bytes|runtime|per_second|train_loss")
     rows = [{key: value for key, value in event.items() if not timed.search(key)} for event in run.history]
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
-
-
-def half_written(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("checkpoints/checkpoint-*") if not (path / MANIFEST).exists()}
-
-
-def logged(folder: Path) -> int:
-    file = folder / "history.jsonl"
-    return len(file.read_text().splitlines()) if file.is_file() else 0
-
-
-def wait_for(event, child) -> None:
-    began = time.monotonic()
-    while child.is_alive() and not event() and time.monotonic() - began < 60:
-        time.sleep(0.001)
-
-
-def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
-    def start(root: Path, slow: float = 0.0):
-        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, slow))
-        child.start()
-        return child
-
-    def finish(child) -> None:
-        child.join(240)
-        assert child.exitcode == 0
-
-    finish(start(tmp_path / "undisturbed"))
-    chance, inside_a_write, folder = random.Random(1), 0, tmp_path / "killed" / "tiny"
-    for kill in range(KILLS):
-        rows, names = logged(folder), {path.name for path in folder.glob("checkpoints/checkpoint-*")}
-        child = start(folder.parent, 0.15)
-        if kill % 2:  # as soon as a checkpoint has begun to be written, and is not complete yet
-            wait_for(lambda names=names: half_written(folder) - names, child)
-            time.sleep(chance.uniform(0, 0.02))
-        else:
-            wait_for(lambda rows=rows: logged(folder) > rows, child)
-            time.sleep(chance.uniform(0, 0.4))
-        assert child.is_alive()
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        inside_a_write += bool(half_written(folder))
-    finish(start(folder.parent, 0.15))
-
-    one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
-    losses = f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
-    say(f"{KILLS} kills, {inside_a_write} of them inside a checkpoint write; validation loss {losses}")
-    assert inside_a_write >= 2
-    assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
-    last, last_other = latest_complete(one.folder), latest_complete(other.folder)
-    assert last.name == last_other.name == "checkpoint-24"
-    expected, found = tensors_of(last), tensors_of(last_other)
-    assert [name for name in expected if not same(expected[name], found[name])] == []
-    assert rows_of(one) == rows_of(other)  # each step once, with the very same numbers
-    assert one.evaluations[-1][1] == pytest.approx(other.evaluations[-1][1], abs=1e-3)
 
 
 # ----------------------------------------------------------------------------------------------- the stop button
