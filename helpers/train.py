@@ -66,10 +66,10 @@ def train(
         DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
         TrainingStopped: the loss is no number, another process trains this, files cannot be read or written. The last checkpoint stands.
     """
-    check_job(config, plan, model, training, validation)
     if plan.gpus > 1:
         instead = "use make_plan without gpus= here, or helpers.export.export_plan and `accelerate launch`"
         raise ConfigError(f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: {instead}.")
+    check_job(config, plan, model, training, validation)
     settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
     backups, run = Path(copy_to) if copy_to else backup_dir(), Run(Path(root) / config.name, "", settings)
     # The lock is the operating system's: that of a killed process is gone with it. All runs of this name share it.
