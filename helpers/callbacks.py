@@ -1,12 +1,10 @@
-"""What happens between two optimizer steps: measure, write down, keep, stop. Each callback has one job.
-
-Trainer calls them in the order in which `helpers.train` adds them.
-"""
+"""What happens between two optimizer steps: measure, write down, keep, stop. Trainer calls these in the order in which they are added."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -19,11 +17,11 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from helpers import checkpoints
 from helpers.files import atomic_write
-from helpers.runs import Run
+from helpers.runs import HISTORY, RECORD, Run
 
 SKIPPED_STEPS_IN_A_ROW = 10  # fp16's loss scale halves at each: ten divide it by a thousand
 
@@ -32,21 +30,12 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on. The message says at which step, the likely cause, and which checkpoint stands."""
 
 
-class EarlyStopping(EarlyStoppingCallback):
-    """transformers' own: stops after `early_stopping_patience` evaluations in a row without a new best. Step 0 does not count."""
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count, unless it is the untrained model that was evaluated."""
-        if state.global_step > 0:
-            super().on_evaluate(args, state, control, **kwargs)
-
-
 class JsonlLogger(TrainerCallback):
     """Appends every log event to `history.jsonl` and to the list that the chart draws from."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.file = run.folder / "history.jsonl"
+        self.file = run.folder / HISTORY
         self.started_at = 0.0
         self.peak_bytes = 0
 
@@ -62,21 +51,15 @@ class JsonlLogger(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add one row. A number that is none becomes null, which JSON can hold."""
-        self.peak_bytes = max(self.peak_bytes, peak_memory())
+        """Add one row. A number that is none becomes null, which JSON can hold. Memory: what PyTorch took of the card, or all of the RAM."""
+        on_card = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+        self.peak_bytes = max(self.peak_bytes, on_card or psutil.Process().memory_info().rss)
         measured = {"seconds": round(time.monotonic() - self.started_at, 3), "peak_bytes": self.peak_bytes}
         event = {"step": state.global_step} | kwargs["logs"] | measured
         event |= {key: None for key, value in event.items() if isinstance(value, float) and not math.isfinite(value)}
         self.run.history.append(event)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
-
-
-def peak_memory() -> int:
-    """Bytes: the most that PyTorch has reserved on the card, or what this process holds in RAM right now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return psutil.Process().memory_info().rss
 
 
 class CheckpointCallback(TrainerCallback):
@@ -92,8 +75,10 @@ class CheckpointCallback(TrainerCallback):
         state.best_model_checkpoint = str(best) if best else None
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Trainer has written everything: from here on the checkpoint counts, so older ones may go."""
-        checkpoints.mark_complete(checkpoints.checkpoints_of(self.run.folder) / f"checkpoint-{state.global_step}")
+        """Trainer has written everything: with a copy of the record beside it, the checkpoint counts, so older ones may go."""
+        folder = checkpoints.checkpoints_of(self.run.folder) / f"checkpoint-{state.global_step}"
+        shutil.copyfile(self.run.folder / RECORD, folder / RECORD)
+        checkpoints.mark_complete(folder)
         checkpoints.keep(self.run.folder, state.best_global_step)
         self.backup()
 
@@ -128,10 +113,7 @@ class LossGuard(TrainerCallback):
 
 
 class StopButton(TrainerCallback):
-    """The notebook's own stop button (or Ctrl-C): once finishes the step and saves, twice stops at once.
-
-    `pressed_at` is the step after which training stopped, or None.
-    """
+    """The notebook's own stop button (or Ctrl-C): once finishes the step and saves, twice stops at once. `pressed_at`: the step, or None."""
 
     def __init__(self) -> None:
         self.presses = 0

@@ -1,10 +1,5 @@
 """Checkpoints that are complete or do not count.
 
-    mark_complete(folder)            # after everything is written: now it counts
-    latest_complete(run_folder)      # the one to continue from, or None
-    keep(run_folder, best_step=40)   # the last two and the best; the others go
-    backup(run_folder, target)       # the same run in a second place; the other way round, it is brought back
-
 A checkpoint is a folder `checkpoints/checkpoint-<step>` in which the last file written is a manifest: size and SHA-256 of every
 other file, flushed to the disk after them. A process that is killed while it writes leaves a folder without a manifest, and
 that is ignored. Nothing in a checkpoint names the machine or the folder around it, so a run can move.
@@ -14,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers.files import PART, atomic_write, flush
+from helpers.files import atomic_file, atomic_folder, atomic_write, flush
 
 MANIFEST = "manifest.json"
 KEEP_LAST = 2
@@ -52,13 +46,13 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path, *, read: bool = True) -> bool:
-    """Has it a manifest that its files agree with? With `read=False` only names and sizes are compared."""
+    """Has it a manifest that its files agree with (`read=False`: in names and sizes)? OSError: they cannot be read, which proves nothing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if read:
             return all(_size_and_sha256(folder / name) == wanted for name, wanted in manifest.items())
         return all((folder / name).stat().st_size == size for name, (size, _) in manifest.items())
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -101,32 +95,20 @@ def drop_incomplete(run_folder: str | Path) -> None:
 
 
 def backup(run_folder: Path, target: Path) -> None:
-    """Make `target` (on a mounted Drive, say) hold the same run. run.json comes last, because it makes a folder a run.
-
-    Raises:
-        OSError: the other place fails; this side is untouched.
-    """
+    """Make `target` (on a mounted Drive, say) hold the same run: run.json last, because it makes a folder a run. OSError: it cannot."""
     checkpoints = [f"checkpoints/{folder.name}" for folder in complete_checkpoints(run_folder)]
+    checkpoints_of(target).mkdir(parents=True, exist_ok=True)
     for name in (*checkpoints, "adapter", "history.jsonl", "run.json"):
-        already_there = name in checkpoints and is_complete(target / name, read=False)
-        if (run_folder / name).exists() and not already_there:
-            _copy(run_folder / name, target / name)
+        source, copy = run_folder / name, target / name
+        if source.is_file():
+            with atomic_file(copy) as draft:
+                shutil.copyfile(source, draft)
+        elif source.is_dir() and not (name in checkpoints and is_complete(copy, read=False)):
+            with atomic_folder(copy) as draft:
+                shutil.copytree(source, draft, dirs_exist_ok=True)
     for folder in checkpoints_of(target).glob("checkpoint-*"):
         if not (checkpoints_of(run_folder) / folder.name).is_dir():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder under another name, then rename it, so that a broken copy is never taken for a whole one."""
-    draft = target.with_name(target.name + PART)
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)
-        shutil.rmtree(target, ignore_errors=True)
-    else:
-        shutil.copyfile(source, draft)
-    os.replace(draft, target)
 
 
 def _size_and_sha256(file: Path) -> list[int | str]:

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.data.tokens import tokenize
 from helpers.files import atomic_write
+from helpers.guards import check_run
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
 from helpers.models import Messages, free_memory, generate
 from helpers.runs import Run
@@ -115,11 +116,9 @@ def evaluate(
 
     Raises:
         ValueError: the run's model is not in memory, or the examples have no prompts.
+        ConfigError: the model or the examples are not of this run.
     """
-    if run.model is None:
-        raise ValueError(
-            "Model not in memory: run the train cell, or set run.model = load_adapter(run.adapter, model)."
-        )
+    check_run(run, examples)
     model, examples = run.model, examples.select(range(min(EXAMPLES, len(examples))))
     table = compare_before_after(model, tokenizer, examples, score, max_new_tokens, batch_size)
     longest = run.plan.get("seq_len", run.settings["max_length"])  # as many tokens as training saw

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PART = ".part"  # ends the name of what is still being written
+PART, OLD = ".part", ".old"  # end the names of what is still being written, and of what it has just replaced
 SPARE = 200 * 2**20  # bytes of the disk that stay free
 
 
@@ -34,26 +34,27 @@ def check_disk(place: Path, needed: int) -> None:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """The name of a draft to write, which becomes `target` when all of it is on the disk."""
+    """The name of a draft to write, which becomes `target` when all of it is on the disk, even if the power fails."""
     draft = target.with_name(target.name + PART)
-    yield draft
-    flush(draft)
-    os.replace(draft, target)
+    try:
+        yield draft
+        flush(draft)
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _flush_names(target.parent)
 
 
 def atomic_write(file: Path, text: str) -> None:
-    """Write a small file so that it is there completely or not at all, even if the power fails."""
+    """Write a small file so that it is there completely or not at all."""
     with atomic_file(file) as draft:
         draft.write_text(text, encoding="utf-8")
-    if os.name == "posix":  # the new name itself lives in the folder
-        folder = os.open(file.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
 
 @contextmanager
 def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
-    """A draft folder to write into, which becomes `target` when all is written and on the disk.
+    """A draft folder to write into, which becomes `target` when all is written and on the disk. Only then an older one goes.
 
     Args:
         sign: a file that every folder of this kind holds. An older `target` is replaced only if it holds one, or nothing at all;
@@ -62,7 +63,7 @@ def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
     if sign and target.exists() and not (target / sign).is_file() and (not target.is_dir() or any(target.iterdir())):
         not_ours = f"{target} holds something else, so it is left alone"
         raise ExportError(f"{not_ours}: name another folder, or delete it first.")
-    draft = target.with_name(target.name + PART)
+    draft, old = (target.with_name(target.name + ending) for ending in (PART, OLD))
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -70,15 +71,27 @@ def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
         for file in draft.rglob("*"):
             if file.is_file():
                 flush(file)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.is_dir():  # a deletion can be cut short, a renaming cannot
+            os.replace(target, old)
+        os.replace(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(draft, target)
+    _flush_names(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(file: Path) -> None:
     """Make sure that the bytes are on the disk and not only on their way."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    """The same for the names in a folder."""
+    if os.name == "posix":
+        names = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # some drives have no such thing
+            os.fsync(names)
+        os.close(names)

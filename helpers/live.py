@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from helpers.diagnosis import diagnose
-from helpers.plots import Place, has_notebook, training_chart
+from helpers.plots import Place, harmless, has_notebook, training_chart
 from helpers.runs import Run
 
 SHARE_OF_TIME_FOR_DRAWING = 0.02  # a chart takes about a fifth of a second, in which nothing is trained
@@ -108,7 +108,8 @@ class LiveChart(TrainerCallback):
     def _draw(self, state: TrainerState) -> None:
         began = time.monotonic()
         title, diagnosis = self._title(state), str(diagnose(self.run.history, state.max_steps))
-        figure = training_chart(self.run.history, state.max_steps, title, diagnosis, self.planned_bytes or 0)
-        self.place.show(figure, f"Training and validation loss, {title}: {diagnosis}")
+        with harmless():
+            figure = training_chart(self.run.history, state.max_steps, title, diagnosis, self.planned_bytes or 0)
+            self.place.show(figure, f"Training and validation loss, {title}: {diagnosis}")
         self.drawn_at, self.drawn_events = time.monotonic(), len(self.run.history)
         self.drawing_seconds += self.drawn_at - began

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import bitsandbytes as bnb
 import torch
@@ -20,14 +20,16 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from helpers.compat import keep_weights_trainable, repeat_shared_keys
+from helpers.config import ConfigError
 from helpers.data.issues import DataError, first_line
+from helpers.data.tokens import control_tokens
 from helpers.files import ExportError, atomic_folder
 from helpers.hardware import attention, count_as_free, loaded_model
 from helpers.hub import WeightsError, limited_template
-from helpers.plots import loss_chart
+from helpers.plots import harmless, loss_chart, picture
 from helpers.recipe import lora_config, quantization_config
 from helpers.registry import OWN_CODE
-from helpers.runs import Run
+from helpers.runs import WEIGHTS, Run, has_adapter
 from helpers.weights import fetch_weights
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from helpers.plan import Plan
 
 Messages = list[dict[str, str]]
-WEIGHTS = "adapter_model.safetensors"
 # PEFT and TRL still call transformers by older names; nothing that a learner could act on.
 warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
 
@@ -61,6 +62,7 @@ def load_quantized(config: TrainConfig, plan: Plan) -> tuple[PreTrainedModel, Pr
     keep_weights_trainable(model)
     _calculate_in(model, getattr(torch, plan.dtype))
     count_as_free(model)
+    model.made_of = {"model": plan.model, "quantization": config.quantization, "dtype": plan.dtype}
     return model, tokenizer
 
 
@@ -70,6 +72,8 @@ def release_last_model() -> int:
     Its weights become empty tensors, so whoever still uses it is told so and does not keep a second copy in memory.
     """
     model, freed = loaded_model(), 0
+    if model is not None:
+        model.get_input_embeddings().register_forward_pre_hook(_say_released)  # whatever is done with it begins there
     for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
         freed += tensor.untyped_storage().nbytes()
         tensor.grad = None
@@ -80,21 +84,13 @@ def release_last_model() -> int:
                 freed += scales.absmax.untyped_storage().nbytes()
                 scales.absmax = None
     free_memory()
-    if model is not None:
-        model.__class__ = _Released
     if freed:
         print(f"Released the model that was loaded before: {freed / 2**20:.0f} MiB came back.")
     return freed
 
 
-class _Released(torch.nn.Module):
-    """What a released model becomes: whatever it is asked, it says that."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise WeightsError("This model was released: use the one that load_quantized gave last, or load it again.")
-
-    def forward(self, *inputs: Any, **named: Any) -> NoReturn:
-        self.__getattr__("forward")
+def _say_released(*args: object) -> None:
+    raise ConfigError("This model was released when another was loaded: use that, or run the cell with load_quantized.")
 
 
 def free_memory() -> None:
@@ -130,11 +126,14 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     PEFT puts its layers into the base model, so a variable that names the base carries them too: both are cleaned.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if next(base.parameters()).numel() == 0:
+        _say_released()
     for name, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = name.rpartition(".")
             setattr(base.get_submodule(parent), leaf, module.get_base_layer())
     base.__dict__.pop("peft_config", None)  # else PEFT warns about a second adapter
+    base.made_of = getattr(base, "made_of", {}) | {"adapter": None}
     return base
 
 
@@ -171,9 +170,9 @@ def generate(
 
 def refuse_control_tokens(prompts: list[Messages], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `DataError` if a text holds what the tokenizer reads as the start or the end of a turn, and not as text."""
-    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for message in (message for prompt in prompts for message in prompt):
-        if found := [token for token in control if token in message["content"]]:
+    control = control_tokens(tokenizer)
+    for found in (control.search(message["content"]) for prompt in prompts for message in prompt):
+        if found:
             raise DataError(
                 f"A prompt holds {found[0]}, which this tokenizer does not read as text: write it otherwise."
             )
@@ -183,10 +182,14 @@ def save_adapter(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase)
     """Write adapter (safetensors), tokenizer, chat template and loss curve to `run.adapter`, whole or not at all."""
     for adapter in model.peft_config.values():  # name the model, not the cache folder of this machine
         adapter.base_model_name_or_path = run.settings["model"]
+    png = b""
+    with harmless():
+        png = picture(loss_chart(run.history, title=run.settings["name"])).data
     with atomic_folder(run.adapter) as draft:
         model.save_pretrained(draft, save_embedding_layers=False)  # the embeddings are frozen
         tokenizer.save_pretrained(draft)
-        loss_chart(run.history, title=run.settings["name"]).savefig(draft / "loss.png")
+        if png:
+            (draft / "loss.png").write_bytes(png)
         (draft / "README.md").unlink(missing_ok=True)  # a form by PEFT with nothing filled in
     return run.adapter
 
@@ -199,8 +202,8 @@ def finished_adapter(source: Run | str | Path) -> Path:
             "itself if what it has learned so far is enough."
         )
     folder = source.adapter if isinstance(source, Run) else Path(source)
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"No adapter in {folder.resolve()}: train first, or check the folder's name.")
+    if not has_adapter(folder):
+        raise FileNotFoundError(f"No whole adapter in {folder.resolve()}: train first, or check the folder's name.")
     return folder
 
 
@@ -210,6 +213,7 @@ def load_adapter(folder: str | Path, base_model: PreTrainedModel | PeftModel) ->
     _check_layers(folder, base)
     model = PeftModel.from_pretrained(base, str(folder))
     keep_weights_trainable(model)
+    base.made_of["adapter"] = folder.resolve()
     return model
 
 

@@ -47,6 +47,8 @@ class Plan:
     measured: Peak | None = None
     """The dry run that decided; None where the formula did."""
     reasons: list[str] = field(default_factory=list)
+    made_of: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The settings that it was made of."""
 
     @property
     def peak_bytes(self) -> int | None:

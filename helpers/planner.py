@@ -81,6 +81,7 @@ def make_plan(
         sharded=sharded,
         loss_head=head,
         budget=budget(gpu),
+        made_of=config.planned(),
         reasons=[f"calculate in {why_dtype}", f"attention: {attention(gpu, shape)[1]}", f"loss head: {why_head}"],
     )
     if shape is None:

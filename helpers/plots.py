@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -177,6 +178,15 @@ def picture(figure: Figure, words: str = "") -> Image:
     figure.savefig(buffer, format="png")
     metadata = {"alt": words}  # the argument alt= is unknown to Colab's IPython 7
     return Image(buffer.getvalue(), format="png", embed=True, metadata=metadata)
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Make a picture that cannot be drawn a warning: no run ends because of one."""
+    try:
+        yield
+    except Exception as error:
+        print(f"[WARN] a chart could not be drawn ({type(error).__name__}: {error}); nothing else is harmed.")
 
 
 def has_notebook() -> bool:

@@ -13,14 +13,21 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from glob import escape
+from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import Any
 
-from helpers.checkpoints import backup
+from safetensors import SafetensorError, safe_open
+
+from helpers.checkpoints import backup, checkpoints_of, latest_complete
 from helpers.config import TrainConfig
 from helpers.files import atomic_write
 
+RECORD, HISTORY, WEIGHTS = "run.json", "history.jsonl", "adapter_model.safetensors"
 History = list[dict[str, Any]]
 
 
@@ -39,26 +46,23 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Read a run folder.
-
-        Raises:
-            FileNotFoundError: there is no run.json in it.
-        """
+        """Read a run folder. Without a readable run.json it is the copy in the last checkpoint; FileNotFoundError or ValueError if none."""
         folder = Path(folder)
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        history = read_history(folder / "history.jsonl")
+        try:
+            record = _read_record(folder / RECORD)
+        except (FileNotFoundError, ValueError):
+            if (checkpoint := latest_complete(folder)) is None:
+                raise
+            record = _read_record(checkpoint / RECORD)
+        history = read_history(folder / HISTORY)
         return cls(folder, record["identity"], record["settings"], record["finished"], record.get("plan", {}), history)
 
-    def save(self) -> None:
-        """Write run.json, whole or not at all."""
+    def save(self, **changes: Any) -> None:
+        """Write run.json, whole or not at all. `changes`: of the plan, because a setting had to become smaller while it trains."""
+        self.plan |= changes
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"identity": self.identity, "finished": self.finished, "settings": self.settings, "plan": self.plan}
-        atomic_write(self.folder / "run.json", json.dumps(record, indent=2))
-
-    def change_plan(self, changes: dict[str, Any]) -> None:
-        """Write down settings that had to become smaller while it trains."""
-        self.plan |= changes
-        self.save()
+        atomic_write(self.folder / RECORD, json.dumps(record, indent=2))
 
     @property
     def config(self) -> TrainConfig:
@@ -84,17 +88,17 @@ class Run:
     @property
     def first_eval_loss(self) -> float:
         """Validation loss of the untrained model."""
-        return self.evaluations[0][1]
+        return next((loss for _, loss in self.evaluations), nan)
 
     @property
     def best_step(self) -> int:
         """The trained step with the lowest validation loss: the one whose adapter is kept. Step 0 does not count."""
-        return min((loss, step) for step, loss in self.evaluations if step > 0)[1]
+        return min(((loss, step) for step, loss in self.evaluations if step > 0), default=(nan, 0))[1]
 
     @property
     def best_eval_loss(self) -> float:
         """Validation loss at the best step."""
-        return min(loss for step, loss in self.evaluations if step > 0)
+        return min((loss for step, loss in self.evaluations if step > 0), default=nan)
 
     @property
     def seconds(self) -> float:
@@ -107,28 +111,37 @@ class Run:
         return max((event.get("peak_bytes", 0) for event in self.history), default=0)
 
 
+def _read_record(file: Path) -> dict[str, Any]:
+    record, types = json.loads(file.read_text(encoding="utf-8")), {"identity": str, "settings": dict, "finished": bool}
+    if not (isinstance(record, dict) and all(isinstance(record.get(name), types[name]) for name in types)):
+        raise ValueError("it is not the record of a run")
+    return record
+
+
 def read_history(file: Path) -> History:
-    """The events of a history file; a last line that was cut short by a kill is left out."""
+    """The events of a history file. Lines that are none, because a kill cut them short or the disk harmed them, are left out."""
     events = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            break
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            event = json.loads(line)
+            events += [event] if isinstance(event, dict) and isinstance(event.get("step"), int) else []
     return events
 
 
-def identity_of(settings: dict[str, Any]) -> str:
-    """Same settings, same model, same data: same identity. The machine does not matter, so a run can move."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def has_adapter(folder: Path) -> bool:
+    """Are there weights in this adapter folder, and all of them?"""
+    try:
+        with safe_open(folder / WEIGHTS, "np") as weights:
+            return len(weights.keys()) > 0
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def fingerprint(*parts: Iterable[dict[str, Any]]) -> str:
     """SHA-256 of the examples themselves, so that an edited data file is another run."""
     digest = hashlib.sha256()
-    for part in parts:
-        for example in part:
-            digest.update(json.dumps(example, sort_keys=True).encode())
+    for example in chain(*parts):
+        digest.update(json.dumps(example, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -141,55 +154,45 @@ def find_or_start(
         restart: leave a finished run alone and start a new folder.
         backups: the folder of a second place that holds copies of runs: a run that only exists there is brought back first.
     """
-    identity, number = identity_of(settings), 0
+    # The machine is no part of a run's identity, so a run can move.
+    identity, number = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16], 0
     while True:
         number += 1
         folder = Path(root) / (name if number == 1 else f"{name}-{number}")
-        if not (folder / "run.json").is_file() and (restart or not _restore(backups, name, identity, folder)):
+        unused = not (folder / RECORD).is_file() and not any(checkpoints_of(folder).glob("checkpoint-*"))
+        if unused and (restart or not _restore(backups, name, identity, folder)):
             return Run(folder, identity, settings)
         try:
             run = Run.load(folder)
-        except (ValueError, KeyError) as error:
-            print(f"[WARN] {folder}/run.json cannot be read ({error!r}), so that folder is left alone.")
+        except (ValueError, FileNotFoundError) as error:
+            print(f"[WARN] {folder / RECORD} cannot be read ({error!r}), so that folder is left alone.")
             continue
         if run.identity != identity or (restart and run.finished):
             continue
-        if run.finished and not (run.adapter / "adapter_model.safetensors").is_file():
-            print(f"{folder} was finished, but its adapter is gone: it has to be trained again.")
+        if run.finished and not has_adapter(run.adapter):
+            print(f"{folder} was finished, but its adapter is gone or damaged: it has to be trained again.")
             run.finished = False
         return run
 
 
 def _restore(backups: str | Path | None, name: str, identity: str, folder: Path) -> bool:
     """Bring the run back into `folder` if there is a copy of it. A second place that fails is a warning."""
-    if backups is None:
-        return False
     try:
-        for file in Path(backups).glob(f"{name}*/run.json"):
-            if _identity_in(file) == identity:
-                backup(file.parent, folder)
-                return True
+        for file in Path(backups).glob(f"{escape(name)}*/{RECORD}") if backups else ():
+            with suppress(ValueError):  # a record that is damaged, or not ours
+                if _read_record(file)["identity"] == identity:
+                    backup(file.parent, folder)
+                    return True
     except OSError as error:
         print(f"[WARN] {backups} cannot be read ({error}): what it may hold of this run is not continued.")
     return False
 
 
-def _identity_in(file: Path) -> str | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError):
-        return None  # half copied, or not ours
-
-
 def delete_runs(*folders: str | Path) -> int:
-    """Delete whole run folders and return the bytes that came back. What is not a run folder is refused.
-
-    Raises:
-        FileNotFoundError: a folder holds no run.json, so it is not ours to delete.
-    """
+    """Delete whole run folders and return the bytes that came back. A folder without run.json is refused (FileNotFoundError)."""
     freed = 0
     for folder in map(Path, folders):
-        if not (folder / "run.json").is_file():
+        if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder} holds no run.json, so it is not a run: nothing was deleted there.")
         freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder)

@@ -2,30 +2,30 @@
 
     run = train(config, plan, model, tokenizer, training, validation)
 
-`build_trainer` returns TRL's own `SFTTrainer` (with the additions of `helpers.trainer`), set up by `helpers.recipe`. `train` adds
-what is seen and what is kept: live chart, history, checkpoints, and the question whether this very run was already trained.
+`build_trainer` returns TRL's own `SFTTrainer` (see `helpers.trainer`), set up by `helpers.recipe`. `train` adds what is seen and kept.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from helpers import checkpoints
-from helpers.callbacks import CheckpointCallback, EarlyStopping, JsonlLogger, LossGuard, StopButton, TrainingStopped
+from helpers.callbacks import CheckpointCallback, JsonlLogger, LossGuard, StopButton, TrainingStopped
 from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
 from helpers.data.tokens import with_tokens
-from helpers.guards import check_before_training
+from helpers.guards import check_before_training, check_job
 from helpers.hardware import GIB, Gpu, detect_gpu
 from helpers.live import LiveChart
 from helpers.models import attach_lora, load_adapter, save_adapter
@@ -64,38 +64,32 @@ def train(
     Raises:
         ConfigError, DataError: found before the first step; nothing was trained.
         DoesNotFit: out of memory even with the smallest settings; says what would fit. The last checkpoint stands.
-        TrainingStopped: the loss is no number any more, or the disk is full. The last checkpoint stands.
+        TrainingStopped: the loss is no number, another process trains this, files cannot be read or written. The last checkpoint stands.
     """
     if plan.gpus > 1:
-        raise ConfigError(
-            f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: use make_plan without gpus= here, or "
-            "helpers.export.export_plan and `accelerate launch`."
-        )
+        instead = "use make_plan without gpus= here, or helpers.export.export_plan and `accelerate launch`"
+        raise ConfigError(f"This plan is for {plan.gpus} GPUs, and a notebook trains on one: {instead}.")
+    check_job(config, plan, model, training, validation)
     settings = config.to_dict() | {"model": plan.model, "data_sha256": fingerprint(training, validation)}
-    backups = Path(copy_to) if copy_to else backup_dir()
-    run = find_or_start(root, config.name, settings, restart, backups)
-    if run.finished:
-        print(f"{run.folder} already holds this very run, finished: its adapter is loaded. restart=True trains anew.")
-        run.model = load_adapter(run.adapter, model)
-        return run
-    plan = _planned_for_now(config, plan, run)
-    run.plan = _record(plan, training, validation)
-    folder = checkpoints.checkpoints_of(run.folder)
-    trainer = build_trainer(
-        config, plan, model, tokenizer, training, validation, folder, on_oom_fallback=run.change_plan
-    )
-    check_before_training(trainer, config, len(training))
-    stop, keeper = StopButton(), CheckpointCallback(run, backups / run.folder.name if backups else None)
-    live = LiveChart(run, plan.seconds_per_step, plan.peak_bytes)
-    for callback in (stop, JsonlLogger(run), live, LossGuard(), keeper):
-        trainer.add_callback(callback)
-    run.save()
-    checkpoints.drop_incomplete(run.folder)
-    with _errors_explained(run, config, plan):
-        with stop.listening(), held_to_free_memory():
-            _train_or_continue(run, trainer, config)
-        _finish(run, trainer, stop.pressed_at)
-    keeper.backup()
+    backups, run = Path(copy_to) if copy_to else backup_dir(), Run(Path(root) / config.name, "", settings)
+    # The lock is the operating system's: that of a killed process is gone with it. All runs of this name share it.
+    with _errors_explained(config, lambda: (run.folder, plan)), FileLock(run.folder / ".lock", timeout=0):
+        run = find_or_start(root, config.name, settings, restart, backups)
+        keeper = CheckpointCallback(run, backups / run.folder.name if backups else None)
+        if run.finished:
+            already = f"{run.folder} already holds this very run, finished"
+            print(f"{already}: its adapter is loaded. restart=True trains anew.")
+            run.model = load_adapter(run.adapter, model)
+        else:
+            plan, folder = _planned_for_now(config, plan, run), checkpoints.checkpoints_of(run.folder)
+            run.plan = _record(plan, training, validation)
+            parts = model, tokenizer, training, validation, folder
+            trainer = build_trainer(config, plan, *parts, on_oom_fallback=lambda changes: run.save(**changes))
+            check_before_training(trainer, config, len(training))
+            _train(run, trainer, keeper, config, plan)
+        if run.finished:  # as run.json says by now
+            shutil.rmtree(checkpoints.checkpoints_of(run.folder), ignore_errors=True)
+        keeper.backup()
     return run
 
 
@@ -140,7 +134,7 @@ def build_trainer(
     set_checkpointing(trainer.model, plan.checkpointing)
     trainer.remove_callback(PrinterCallback)
     if config.early_stopping_patience:
-        trainer.add_callback(EarlyStopping(config.early_stopping_patience))
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))  # step 0 counts for nothing
     return trainer
 
 
@@ -155,6 +149,25 @@ def _record(plan: Plan, training: Dataset, validation: Dataset) -> dict[str, Any
     return values | {"training_examples": len(training), "validation_examples": len(validation)}
 
 
+def _train(run: Run, trainer: OOMSafeTrainer, keeper: CheckpointCallback, config: TrainConfig, plan: Plan) -> None:
+    """The loop with all that watches over it, and its end: the best step's adapter, then that the run is finished."""
+    stop, live = StopButton(), LiveChart(run, plan.seconds_per_step, plan.peak_bytes)
+    for callback in (stop, JsonlLogger(run), live, LossGuard(), keeper):
+        trainer.add_callback(callback)
+    run.save()
+    checkpoints.drop_incomplete(run.folder)
+    with stop.listening(), held_to_free_memory():
+        _train_or_continue(run, trainer, config)
+    run.model = trainer.model
+    run.model.get_base_model().made_of["adapter"] = run.adapter.resolve()
+    save_adapter(run, run.model, trainer.processing_class)
+    run.finished = stop.pressed_at is None
+    run.save()
+    if not run.finished:
+        best = f"the best step so far ({run.best_step}) is kept"
+        print(f"Stopped after step {stop.pressed_at}; {best}. Run this cell again to go on.")
+
+
 def _train_or_continue(run: Run, trainer: OOMSafeTrainer, config: TrainConfig) -> None:
     """The loop itself: from the first step, or from the last checkpoint, or none where only the ending was left to do."""
     steps = total_steps(config, len(trainer.train_dataset))
@@ -164,7 +177,7 @@ def _train_or_continue(run: Run, trainer: OOMSafeTrainer, config: TrainConfig) -
         trainer.train()
         return
     state = checkpoints.trainer_state(checkpoint)
-    waited = state["stateful_callbacks"].get("EarlyStopping", {}).get("attributes", {})
+    waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     stopped_early = 0 < config.early_stopping_patience <= waited.get("early_stopping_patience_counter", 0)
     if stopped_early or state["global_step"] >= steps:
         best = checkpoints.best_checkpoint(run.folder, state["best_global_step"]) or checkpoint
@@ -174,49 +187,48 @@ def _train_or_continue(run: Run, trainer: OOMSafeTrainer, config: TrainConfig) -
         trainer.continue_from(checkpoint, run.history)
 
 
-def _finish(run: Run, trainer: OOMSafeTrainer, stopped_at: int | None) -> None:
-    """Save the best step's adapter; a run that was stopped keeps its checkpoints."""
-    run.model = trainer.model
-    save_adapter(run, run.model, trainer.processing_class)
-    if stopped_at is None:
-        run.finished = True
-        shutil.rmtree(checkpoints.checkpoints_of(run.folder), ignore_errors=True)
-    else:
-        best = f"the best step so far ({run.best_step}) is kept"
-        print(f"Stopped after step {stopped_at}; {best}. Run this cell again to go on.")
-    run.save()
-
-
 @contextmanager
-def _errors_explained(run: Run, config: TrainConfig, plan: Plan) -> Iterator[None]:
-    """Errors that end a training say what can be done, and from which checkpoint the run will go on."""
+def _errors_explained(config: TrainConfig, now: Callable[[], tuple[Path, Plan]]) -> Iterator[None]:
+    """Errors that end a training say what can be done, and from which checkpoint the run will go on. `now`: its folder and plan."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Stopped at once. {_what_stands(run)} Run this cell again to go on.")
+        print(f"Stopped at once. {_what_stands(now()[0])} Run this cell again to go on.")
         raise
     except TrainingStopped as error:
+        folder, plan = now()
         fp16 = "numbers above 65504, which fp16 cannot hold. Halve the learning rate, or use a model made for fp16"
         rate = f"a learning rate ({config.learning_rate}) that is too high, or a broken example. Use a third of it"
         cause = fp16 if plan.dtype == "float16" else rate
-        raise TrainingStopped(f"{error} Likely cause: {cause}. {_what_stands(run)}") from None
+        raise TrainingStopped(f"{error} Likely cause: {cause}. {_what_stands(folder)}") from None
     except Exception as error:  # tokenizers raises nothing more special
+        folder, plan = now()
         if is_out_of_memory(error):  # with the smallest settings, or in the optimizer, which has no smaller piece
-            raise DoesNotFit(f"{suggest_alternatives(config, plan)} {_what_stands(run)}") from error
-        if not any(words in str(error) for words in DISK_FULL):
-            raise
-        checkpoints.drop_incomplete(run.folder)
-        raise TrainingStopped(
-            f"The disk is full: {run.folder} could not be written. Delete old runs (helpers.runs.delete_runs) or other "
-            f"files, then run this cell again. {_what_stands(run)}"
-        ) from error
+            raise DoesNotFit(f"{suggest_alternatives(config, plan)} {_what_stands(folder)}") from error
+        if cause := _trouble_with_files(error, folder):
+            raise TrainingStopped(f"{cause} {_what_stands(folder)}") from error
+        raise
 
 
-def _what_stands(run: Run) -> str:
-    last = checkpoints.latest_complete(run.folder)
-    if last is None:
-        return "No checkpoint was written yet."
-    return f"The checkpoint of step {checkpoints.checkpoint_step(last)} in {run.folder} stands."
+def _trouble_with_files(error: Exception, folder: Path) -> str:
+    """What to do about it; empty if the error is about something else."""
+    if isinstance(error, Timeout):
+        return f"Another process trains a run in {folder} now: wait for it, or give this one another name."
+    if any(words in str(error) for words in DISK_FULL):
+        checkpoints.drop_incomplete(folder)
+        delete = "Delete old runs (helpers.runs.delete_runs) or other files, then run this cell again."
+        return f"The disk is full: {folder} could not be written. {delete}"
+    again = "mend that, or name another folder (root=), and run this cell again."
+    return f"{folder} cannot be read or written now ({error}): {again}" if isinstance(error, OSError) else ""
+
+
+def _what_stands(folder: Path) -> str:
+    try:
+        last = checkpoints.latest_complete(folder)
+    except OSError:
+        return "Its checkpoints are left as they are."
+    stands = last and f"The checkpoint of step {checkpoints.checkpoint_step(last)} in {folder} stands."
+    return stands or "No checkpoint was written yet."
 
 
 # --------------------------------------------------------------------------------------------------- the plan, as it is by now
@@ -231,11 +243,10 @@ def with_working_head(config: TrainConfig, plan: Plan) -> Plan:
     if head == "triton":
         print("TRL's Triton kernels work on this card: computing the loss will need less memory than planned.")
         return replace(plan, gpu=gpu, loss_head=head)
-    reasons = {
-        "torch": "TRL's Triton kernels do not run here",
-        "full": "this version of TRL computes its loss in an unknown way",
-    }
-    return _planned_again(config, plan, reasons[head], gpu, plan.optimizer)
+    reason = "TRL's Triton kernels do not run here"
+    if head == "full":
+        reason = "this version of TRL computes its loss in an unknown way"
+    return _planned_again(config, plan, reason, gpu, plan.optimizer)
 
 
 def _planned_for_now(config: TrainConfig, plan: Plan, run: Run) -> Plan:

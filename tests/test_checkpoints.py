@@ -1,5 +1,6 @@
 """A checkpoint is complete or does not count, older ones go, and a run can move."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,15 @@ def test_harm_of_any_kind_makes_the_older_one_count(tmp_path, harm):
     assert latest_complete(tmp_path).name == "checkpoint-2"
 
 
+def test_a_file_that_cannot_be_read_now_is_no_proof_of_harm(tmp_path, monkeypatch):
+    write(tmp_path, 2), write(tmp_path, 4)
+    monkeypatch.setattr(checkpoints, "_size_and_sha256", lambda file: (_ for _ in ()).throw(OSError(errno.EIO, "I/O")))
+    for look in (latest_complete, checkpoints.drop_incomplete):
+        with pytest.raises(OSError, match="I/O"):
+            look(tmp_path)
+    assert steps_of(tmp_path) == [2, 4]
+
+
 def test_a_complete_checkpoint_holds_no_pickle_and_no_path(tmp_path):
     folder = write(tmp_path, 2)
     assert not (folder / "training_args.bin").exists()
@@ -93,8 +103,7 @@ def test_a_copy_that_breaks_off_is_not_taken_for_a_checkpoint(tmp_path, monkeypa
     here, there = tmp_path / "here", tmp_path / "there"
     write(here, 2)
 
-    def broken(source, target):
-        target.mkdir(parents=True)
+    def broken(source, target, **kwargs):
         shutil.copyfile(source / MANIFEST, target / MANIFEST)
         raise OSError("Drive went away")
 

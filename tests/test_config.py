@@ -1,13 +1,14 @@
 """The settings: which values are refused, and in which words."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from helpers.config import BOUNDS, TYPES, ConfigError, TrainConfig
 
 REFUSED = {
-    "name": ["a/b", "", "..", None, 5],
+    "name": ["a/b", "", "..", None, 5, "x" * 61, "two\nlines", "a."],
     "model": [None],
     "data": [None, 3],
     "validation_share": [0.5, 0, 0.9, float("nan"), "15 %"],
@@ -22,8 +23,8 @@ REFUSED = {
     "gradient_checkpointing": ["maybe", True],
     "num_train_epochs": [0, 10**30],
     "max_steps": [0, -2, False],
-    "learning_rate": [0, -1e-4, "2e-4", True, None, float("nan"), float("inf"), [2e-4, 1e-4]],
-    "warmup_ratio": [1.0],
+    "learning_rate": [0, 0.1, -1e-4, "2e-4", True, None, float("nan"), float("inf"), [2e-4, 1e-4]],
+    "warmup_ratio": [1.0, 5],
     "lr_scheduler_type": [None, "cosin"],
     "seed": [1.5, -1, 10**30],
 }
@@ -49,6 +50,13 @@ def test_an_impossible_value_is_refused_by_name(field, value):
 )
 def test_a_value_that_works_is_taken(field, value):
     assert getattr(TrainConfig(**{field: value}), field) == value
+
+
+def test_a_path_becomes_text_whenever_it_is_set():
+    config = TrainConfig(data=Path("letters.csv"))
+    config.model = Path("models") / "mine"
+    config.check()
+    assert config.to_dict()["data"] == "letters.csv" and config.model == str(Path("models", "mine"))
 
 
 def test_a_field_edited_later_is_checked_too_and_all_faults_are_listed():

@@ -25,6 +25,7 @@ ECOSYSTEM = {"json", "math", "os", "sys", "pathlib", "torch", "trl", "datasets",
 @pytest.fixture
 def run(job, tmp_path):
     job["config"].lora_dropout = 0.1  # so that the random numbers while training count too
+    job["plan"] = make_plan(job["config"], job["plan"].gpu)
     return train(**job, root=tmp_path)
 
 

@@ -163,7 +163,7 @@ def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
     assert runtime.backup_dir() is None
     (tmp_path / "drive" / "tiny").mkdir(parents=True)
     (tmp_path / "drive" / "tiny" / "run.json").touch()
-    monkeypatch.setattr(runs, "_identity_in", lambda file: Dead("/content").is_dir())
+    monkeypatch.setattr(runs, "_read_record", lambda file: Dead("/content").is_dir())
     assert train(**job, root=tmp_path / "runs", copy_to=tmp_path / "drive").finished
     assert "cannot be read ([Errno 107] Transport endpoint is not connected)" in capsys.readouterr().out
 

@@ -11,76 +11,34 @@ import pytest
 import yaml
 
 POSIX_MODULES = {"crypt", "fcntl", "grp", "nis", "posix", "pty", "pwd", "resource", "spwd", "syslog", "termios", "tty"}
-POSIX_NAMES = {
-    "os": {
-        "chown",
-        "chroot",
-        "fork",
-        "forkpty",
-        "getegid",
-        "geteuid",
-        "getgid",
-        "getloadavg",
-        "getpgid",
-        "getuid",
-        "kill",
-        "killpg",
-        "lchown",
-        "link",
-        "mkfifo",
-        "mknod",
-        "nice",
-        "posix_spawn",
-        "sched_getaffinity",
-        "sched_setaffinity",
-        "setsid",
-        "setuid",
-        "statvfs",
-        "symlink",
-        "sync",
-        "uname",
-        "wait",
-        "waitpid",
-        "system",
-        "popen",
-    },
-    "signal": {
-        "SIGALRM",
-        "SIGCHLD",
-        "SIGHUP",
-        "SIGKILL",
-        "SIGQUIT",
-        "SIGSTOP",
-        "SIGUSR1",
-        "SIGUSR2",
-        "alarm",
-        "pause",
-        "setitimer",
-    },
-    "time": {"tzset"},
-}
+OF_OS = "chown chroot fork forkpty getegid geteuid getgid getloadavg getpgid getuid kill killpg lchown link mkfifo mknod nice popen "
+OF_OS += "posix_spawn sched_getaffinity sched_setaffinity setsid setuid statvfs symlink sync system uname wait waitpid"
+OF_SIGNAL = "SIGALRM SIGCHLD SIGHUP SIGKILL SIGQUIT SIGSTOP SIGUSR1 SIGUSR2 alarm pause setitimer"
+POSIX_NAMES = {"os": set(OF_OS.split()), "signal": set(OF_SIGNAL.split()), "time": {"tzset"}}
 POSIX_METHODS = {"symlink_to", "hardlink_to"}
 POSIX_PATH = re.compile(r"/(bin|content|dev|etc|home|kaggle|mnt|opt|proc|root|run|sys|tmp|usr|var)(/|$)")
 ONLY_IN_COLAB = {"/content/drive/MyDrive"}  # helpers/runtime.py: a folder that is not there anywhere else
-POSIX_COMMANDS = {
-    "bash",
-    "sh",
-    "rm",
-    "cp",
-    "mv",
-    "cat",
-    "ls",
-    "which",
-    "grep",
-    "kill",
-    "mkdir",
-    "touch",
-    "wget",
-    "curl",
-    "unzip",
-    "tar",
-    "df",
-}
+POSIX_COMMANDS = set(
+    [
+        "bash",
+        "sh",
+        "rm",
+        "cp",
+        "mv",
+        "cat",
+        "ls",
+        "which",
+        "grep",
+        "kill",
+        "mkdir",
+        "touch",
+        "wget",
+        "curl",
+        "unzip",
+        "tar",
+        "df",
+    ]
+)
 NO_TEXT = {"rb", "wb", "ab", "rb+", "r+b", "xb"}
 
 

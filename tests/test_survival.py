@@ -1,7 +1,5 @@
 """A run that is killed, stopped, moved or starved of disk goes on as if nothing had happened."""
 
-import json
-import multiprocessing
 import os
 import random
 import re
@@ -16,10 +14,11 @@ from conftest import make_job
 from safetensors.torch import load_file
 
 import helpers.train as training
+from helpers import checkpoints
 from helpers.callbacks import TrainingStopped
-from helpers.checkpoints import MANIFEST, complete_checkpoints, latest_complete
+from helpers.checkpoints import complete_checkpoints, latest_complete
 from helpers.export import merge
-from helpers.runs import Run
+from helpers.runs import Run, has_adapter
 from helpers.train import build_trainer, train
 from helpers.trainer import OOMSafeTrainer
 
@@ -33,55 +32,9 @@ SETTINGS = {
     "effective_batch_size": 4,
     "micro_batch_size": 2,
 }
-KILLS = 10
-
-
-def train_in_a_process(tiny_model: Path, root: Path, slow: float = 0.0) -> None:
-    """The target of a child process: the whole job, in which every step takes a little longer, and checkpoints stay to be compared."""
-    from transformers import TrainerCallback
-
-    class Slow(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            time.sleep(slow)
-
-    class Chart(Slow):
-        def __init__(self, *args):
-            pass
-
-    def remove(folder, **kwargs):
-        if not str(folder).endswith("checkpoints"):
-            remove_tree(folder, **kwargs)
-
-    training.LiveChart, shutil.rmtree = Chart, remove
-    torch.set_num_threads(1)
-    training.train(**make_job(tiny_model, ROWS, **SETTINGS), root=root)
 
 
 remove_tree = shutil.rmtree
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A server that has imported everything once and forks a child for each run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.train", "bitsandbytes", "conftest"])
-    return context
-
-
-def tensors_of(checkpoint: Path) -> dict:
-    """Everything in a checkpoint that decides how training goes on."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return {
-        "adapter": load_file(checkpoint / "adapter_model.safetensors"),
-        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
-        "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
-        "random numbers": torch.load(
-            checkpoint / "rng_state.pth", weights_only=False
-        ),  # ours, with numpy's state in it
-        "patience": state["stateful_callbacks"]["EarlyStopping"],
-        "best": (state["best_global_step"], state["best_metric"]),
-        "step": state["global_step"],
-    }
 
 
 def same(one, other) -> bool:
@@ -99,61 +52,6 @@ def rows_of(run: Run) -> list[dict]:
     timed = re.compile("seconds|peak_bytes|runtime|per_second|train_loss")
     rows = [{key: value for key, value in event.items() if not timed.search(key)} for event in run.history]
     return [row for row in rows if set(row) - {"step", "epoch", "total_flos", "num_tokens"}]
-
-
-def half_written(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("checkpoints/checkpoint-*") if not (path / MANIFEST).exists()}
-
-
-def logged(folder: Path) -> int:
-    file = folder / "history.jsonl"
-    return len(file.read_text().splitlines()) if file.is_file() else 0
-
-
-def wait_for(event, child) -> None:
-    began = time.monotonic()
-    while child.is_alive() and not event() and time.monotonic() - began < 60:
-        time.sleep(0.001)
-
-
-def test_ten_kills_change_nothing(tiny_model, tmp_path, processes, say):
-    def start(root: Path, slow: float = 0.0):
-        child = processes.Process(target=train_in_a_process, args=(tiny_model, root, slow))
-        child.start()
-        return child
-
-    def finish(child) -> None:
-        child.join(240)
-        assert child.exitcode == 0
-
-    finish(start(tmp_path / "undisturbed"))
-    chance, inside_a_write, folder = random.Random(1), 0, tmp_path / "killed" / "tiny"
-    for kill in range(KILLS):
-        rows, names = logged(folder), {path.name for path in folder.glob("checkpoints/checkpoint-*")}
-        child = start(folder.parent, 0.15)
-        if kill % 2:  # as soon as a checkpoint has begun to be written, and is not complete yet
-            wait_for(lambda names=names: half_written(folder) - names, child)
-            time.sleep(chance.uniform(0, 0.02))
-        else:
-            wait_for(lambda rows=rows: logged(folder) > rows, child)
-            time.sleep(chance.uniform(0, 0.4))
-        assert child.is_alive()
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        inside_a_write += bool(half_written(folder))
-    finish(start(folder.parent, 0.15))
-
-    one, other = Run.load(tmp_path / "undisturbed" / "tiny"), Run.load(folder)
-    losses = f"{one.evaluations[-1][1]:.6f} and {other.evaluations[-1][1]:.6f}"
-    say(f"{KILLS} kills, {inside_a_write} of them inside a checkpoint write; validation loss {losses}")
-    assert inside_a_write >= 2
-    assert other.finished and [path.name for path in other.folder.parent.iterdir()] == ["tiny"]
-    last, last_other = latest_complete(one.folder), latest_complete(other.folder)
-    assert last.name == last_other.name == "checkpoint-24"
-    expected, found = tensors_of(last), tensors_of(last_other)
-    assert [name for name in expected if not same(expected[name], found[name])] == []
-    assert rows_of(one) == rows_of(other)  # each step once, with the very same numbers
-    assert one.evaluations[-1][1] == pytest.approx(other.evaluations[-1][1], abs=1e-3)
 
 
 # ----------------------------------------------------------------------------------------------- the stop button
@@ -285,11 +183,77 @@ def test_a_finished_run_whose_adapter_was_deleted_is_trained_again(job, tmp_path
     assert "its adapter is gone" in capsys.readouterr().out
 
 
-def test_an_unreadable_run_is_left_alone(job, tmp_path, capsys):
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "run.json").write_text('{"identity": ')
+@pytest.mark.parametrize("harm", ['{"identity": ', "[]", '{"identity": 1, "settings": {}, "finished": true}', ""])
+def test_an_unreadable_run_goes_on_from_the_copy_in_its_checkpoint_or_is_left_alone(
+    job, tmp_path, monkeypatch, capsys, harm
+):
+    record = interrupted(job, tmp_path, monkeypatch).folder / "run.json"
+    record.write_text(harm) if harm else record.unlink()
+    run = train(**job, root=tmp_path)
+    assert run.finished and run.folder == tmp_path / "tiny" and "Continuing" in capsys.readouterr().out
+    record.write_text(harm)  # of a finished run, which has no checkpoints any more
     assert train(**job, root=tmp_path).folder == tmp_path / "tiny-2"
-    assert "is left alone" in capsys.readouterr().out
+    assert "is left alone" in capsys.readouterr().out and record.read_text() == harm
+
+
+def test_a_harmed_history_or_adapter_costs_no_run(job, tmp_path, capsys):
+    run = train(**job, root=tmp_path)
+    lines = (run.folder / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (run.folder / "history.jsonl").write_bytes(b"".join([b"\xff{", *lines[:2], b"[]\n5\n", *lines[2:], b'{"st']))
+    found = train(**job, root=tmp_path)
+    assert found.folder == run.folder and found.history == run.history[1:]  # of the first line, the beginning is gone
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(FileNotFoundError, match="No whole adapter"):
+        merge(run)
+    again = train(**job, root=tmp_path)
+    assert again.folder == run.folder and again.evaluations == run.evaluations and has_adapter(run.adapter)
+    assert "gone or damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_read_once_is_kept(job, tmp_path, monkeypatch, capsys):
+    run, read = interrupted(job, tmp_path, monkeypatch), checkpoints._size_and_sha256
+    whole = [folder.name for folder in complete_checkpoints(run.folder)]
+    for error in (OSError(5, "Input/output error"), PermissionError(13, "Permission denied")):
+        monkeypatch.setattr(checkpoints, "_size_and_sha256", lambda file, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(
+            TrainingStopped, match=f"cannot be read or written now .*{error.strerror}.*left as they are"
+        ):
+            train(**job, root=tmp_path)
+        assert [folder.name for folder in complete_checkpoints(run.folder)] == whole
+    monkeypatch.setattr(checkpoints, "_size_and_sha256", read)
+    assert train(**job, root=tmp_path).finished and "from step 4" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_written_down_before_its_checkpoints_go(job, tmp_path, monkeypatch):
+    def killed(folder, **kwargs):
+        if str(folder).endswith("checkpoints"):
+            raise KeyboardInterrupt
+        remove_tree(folder, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(**job, root=tmp_path)
+    monkeypatch.undo()
+    run = Run.load(tmp_path / "tiny")
+    assert run.finished and complete_checkpoints(run.folder)
+    again = train(**job, root=tmp_path, copy_to=tmp_path / "drive")
+    assert again.history == run.history and not (run.folder / "checkpoints").exists()
+    assert Run.load(tmp_path / "drive" / "tiny").finished, "what was left to do includes the copy"
+
+
+def test_a_name_with_dollars_and_brackets_is_drawn_mirrored_and_found(
+    tiny_model, alpaca_rows, tmp_path, monkeypatch, capsys
+):
+    job = make_job(tiny_model, alpaca_rows, name="exp[r16] a$b_{$c")
+    run = train(**job, root=tmp_path / "one", copy_to=tmp_path / "drive")
+    assert run.finished and (run.adapter / "loss.png").is_file()
+    found = train(**job, root=tmp_path / "two", copy_to=tmp_path / "drive")
+    assert found.history == run.history and "already holds" in capsys.readouterr().out
+    monkeypatch.setattr("helpers.models.loss_chart", lambda *args, **kwargs: 1 / 0)
+    anew = train(**job, root=tmp_path / "one", restart=True)
+    assert anew.finished and not (anew.adapter / "loss.png").exists()
+    assert "[WARN] a chart could not be drawn (ZeroDivisionError" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------- early stopping, disk

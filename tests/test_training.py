@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_on_disk_and_is_found_again(job, tmp_path, capsy
     losses = [[event.get("loss") for event in each.history] for each in (anew, run)]
     assert losses[0] == losses[1]  # same seed, same run
 
-    job["config"].r = 8
+    job["config"].lora_alpha = 16
     assert train(**job, root=tmp_path).folder == tmp_path / "tiny-3"
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets
 
+from helpers.config import noted
 from helpers.data.convert import CHAT, TEXT, Example, texts_of, to_examples, used_columns
 from helpers.data.issues import ISSUE_TYPES, PLACES, DataError, Finding, Issue, Place, Report, as_json, suspicions, tell
 from helpers.data.parse import BATCH, Record
@@ -67,7 +68,9 @@ def check_examples(
     records = read(source)
     while batch := list(islice(records, BATCH)):
         check.add(batch)
-    return check.report(name_of(source))
+    report = check.report(name_of(source))
+    noted(report.examples, **({"data": str(Path(source).resolve())} if isinstance(source, str | Path) else {}))
+    return report
 
 
 def load_examples(

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from helpers.config import noted
 from helpers.data.issues import DataError, tell
 
 SIMILAR = 0.7  # Jaccard similarity of word pairs from which two texts count as near duplicates
@@ -64,7 +65,8 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
     training = sorted({index for index, part in enumerate(parts) if part == "train"} - set(validation))
     if not training or not validation:
         raise DataError(f"{len(examples)} examples that belong together cannot be split. Add examples that differ.")
-    examples = examples.select_columns([name for name in examples.column_names if name not in ("group", "part")])
+    kept = examples.select_columns([name for name in examples.column_names if name not in ("group", "part")])
+    examples = noted(kept, validation_share=validation_share, seed=seed)
     return examples.select(training), examples.select(sorted(validation))
 
 

@@ -21,6 +21,7 @@ from helpers.config import TrainConfig
 from helpers.data import DataError, load_examples, split
 from helpers.export.card import PACKAGES
 from helpers.files import ExportError, atomic_folder
+from helpers.guards import check_job
 from helpers.hardware import AMPERE, Gpu, attention
 from helpers.plan import Plan
 from helpers.registry import BUNDLED_MODEL
@@ -62,6 +63,7 @@ def export_plan(
     config: TrainConfig, plan: Plan, training: Dataset, validation: Dataset, folder: str | Path = "export"
 ) -> Path:
     """The same for settings that were never run: for a model that fits only several cards, `make_plan(..., gpus=2, sharded=True)`."""
+    check_job(config, plan, None, training, validation)
     about = f"planned for {plan.gpus} x {plan.gpu.name}"
     return _write(Path(folder), config, plan, training, validation, max(2, plan.gpus), about)
 
