@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers.files import PART, atomic_write, flush
+from helpers.files import atomic_file, atomic_folder, atomic_write, flush
 
 MANIFEST = "manifest.json"
 KEEP_LAST = 2
@@ -117,16 +116,14 @@ def backup(run_folder: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder under another name, then rename it, so that a broken copy is never taken for a whole one."""
-    draft = target.with_name(target.name + PART)
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    """Under another name, then renamed, so that a broken copy is never taken for a whole one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)
-        shutil.rmtree(target, ignore_errors=True)
+        with atomic_folder(target) as draft:
+            shutil.copytree(source, draft, dirs_exist_ok=True)
     else:
-        shutil.copyfile(source, draft)
-    os.replace(draft, target)
+        with atomic_file(target) as draft:
+            shutil.copyfile(source, draft)
 
 
 def _size_and_sha256(file: Path) -> list[int | str]:

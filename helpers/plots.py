@@ -35,6 +35,7 @@ STYLE = {
     "figure.figsize": (7.2, 3.8),  # inches
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names of runs and files hold what they like, a dollar too
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",

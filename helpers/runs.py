@@ -177,7 +177,7 @@ def _restore(backups: str | Path | None, name: str, identity: str, folder: Path)
 def _identity_in(file: Path) -> str | None:
     try:
         return json.loads(file.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # half copied, or not ours
 
 
@@ -185,12 +185,14 @@ def delete_runs(*folders: str | Path) -> int:
     """Delete whole run folders and return the bytes that came back. What is not a run folder is refused.
 
     Raises:
-        FileNotFoundError: a folder holds no run.json, so it is not ours to delete.
+        FileNotFoundError: a folder holds no run.json of this kit, so it is not ours to delete.
     """
     freed = 0
     for folder in map(Path, folders):
-        if not (folder / "run.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no run.json, so it is not a run: nothing was deleted there.")
+        if not _identity_in(folder / "run.json"):
+            raise FileNotFoundError(
+                f"{folder} holds no run.json of ours, so it is not a run: nothing was deleted there."
+            )
         freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder)
     print(f"{freed / 2**20:.0f} MiB of disk came back")

@@ -71,7 +71,7 @@ def test_what_goes_wrong_is_one_sentence(folder, tmp_path, monkeypatch):
         push_to_hub(tmp_path / "nowhere", "me/it", api=FakeApi())
     with pytest.raises(ExportError, match=r"Nothing whole has arrived at me/it yet \(no route\): .* call it again"):
         push_to_hub(folder, "me/it", api=FakeApi(httpx.ConnectError("no route")))
-    half = folder.rename(folder.with_name("merged.part"))
+    half = folder.rename(folder.with_name(f"merged{files.PART}"))
     with pytest.raises(ExportError, match="half written"):
         push_to_hub(half, "me/it", api=FakeApi())
     monkeypatch.setattr(hub, "find_token", lambda: False)
@@ -80,9 +80,9 @@ def test_what_goes_wrong_is_one_sentence(folder, tmp_path, monkeypatch):
 
 
 def test_the_zip_holds_the_folder_and_nothing_half_written(folder):
-    (folder / "model.safetensors.part").write_bytes(b"half")
+    (folder / f"model.safetensors{files.PART}").write_bytes(b"half")
     file = zip_folder(folder)
-    assert file.name == "run-adapter.zip" and not file.with_name(file.name + ".part").exists()
+    assert file.name == "run-adapter.zip" and not list(folder.parent.glob("*.part"))
     with zipfile.ZipFile(file) as archive:
         assert sorted(archive.namelist()) == ["adapter/README.md", "adapter/adapter_model.safetensors"]
         assert archive.testzip() is None

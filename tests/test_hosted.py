@@ -135,21 +135,6 @@ def test_elsewhere_drive_is_not_asked_for(capsys):
     assert "in Colab only" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_drive_that_fails_while_training_is_a_warning(colab, job, tmp_path, monkeypatch, capsys):
-    from helpers import checkpoints
-
-    assert runtime.mount_drive()
-
-    def fails(*args):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(checkpoints, "backup", fails)
-    assert train(**job, root=tmp_path / "runs").finished
-    out = capsys.readouterr().out
-    assert out.count("[WARN] the copy of this run") == 1 and "Input/output error" in out
-
-
 def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
     colab, job, tmp_path, monkeypatch, capsys
 ):
