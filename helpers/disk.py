@@ -36,5 +36,4 @@ def new_folder(target: Path, sign: str, needed: int = 0) -> Iterator[Path]:
             yield draft
             found -= set(os.listdir(draft))
         if found:
-            what = f"{target} holds something else, so it is left alone ({', '.join(sorted(found)[:3])})"
-            raise ExportError(f"{what}: name another folder, or delete it first.")
+            raise ExportError(f"{target} holds {min(found)}, so it is left alone: name another folder, or delete it.")

@@ -93,8 +93,7 @@ def test_a_copy_that_breaks_off_is_not_taken_for_a_checkpoint(tmp_path, monkeypa
     here, there = tmp_path / "here", tmp_path / "there"
     write(here, 2)
 
-    def broken(source, target):
-        target.mkdir(parents=True)
+    def broken(source, target, **settings):
         shutil.copyfile(source / MANIFEST, target / MANIFEST)
         raise OSError("Drive went away")
 

@@ -54,9 +54,7 @@ def test_an_adapter_of_another_base_is_refused_in_a_sentence(run, job, tmp_path)
 
     config = AutoConfig.from_pretrained(job["config"].model)
     config.intermediate_size = 96
-    with pytest.raises(
-        ExportError, match=r"does not fit this base model, where .*proj is .* instead of .*: load the base it names"
-    ):
+    with pytest.raises(ExportError, match=r"this base model, where .*proj is .* instead of .*: load the base it names"):
         load_adapter(run.adapter, AutoModelForCausalLM.from_config(config))
     config.intermediate_size, config.num_hidden_layers = 128, 1
     with pytest.raises(ExportError, match=r"layers\.1\..* does not exist"):

@@ -64,20 +64,14 @@ def as_ollama_fills_it(text, conversation):
 def test_ollama_writes_what_the_chat_template_writes(tokenizer, template):
     tokenizer.chat_template = template
     text = modelfile(tokenizer, "model.gguf")
-    assert text.startswith("FROM ./model.gguf\n")
+    assert text.startswith("FROM ./model.gguf\n") and text.count("Be kind") == (template == CHATML)
+    assert template != CHATML or ('SYSTEM """Be kind."""' in text and 'PARAMETER stop "<|im_end|>"' in text)
     with_system = [CONVERSATION, CONVERSATION[:2]] if template in (CHATML, LLAMA3) else []
     for conversation in (*with_system, CONVERSATION[1:], CONVERSATION[1:2]):
         wanted = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         if template == MISTRAL:  # it writes a space before answers already given, and none where it asks for one
             wanted = wanted.replace("[/INST] ", "[/INST]")
         assert as_ollama_fills_it(text, conversation) == wanted
-
-
-def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
-    tokenizer.chat_template = CHATML
-    text = modelfile(tokenizer, "model.gguf")
-    assert 'SYSTEM """Be kind."""' in text and "Be kind" not in text.split("SYSTEM")[0]
-    assert 'PARAMETER stop "<|im_end|>"' in text
 
 
 def test_the_first_token_is_not_written_twice(tokenizer):
@@ -89,9 +83,6 @@ def test_the_first_token_is_not_written_twice(tokenizer):
     assert "{{ if .System }}<|start" in modelfile(tokenizer, "m")
 
 
-ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-
-
 SAYS = "writes what a Modelfile cannot say: use llama"
 REFUSED = {
     None: "no chat template.*export an Instruct model",
@@ -99,7 +90,7 @@ REFUSED = {
     CHATML.replace("Be kind", "{{ '{{ .Prompt }}' }}"): SAYS,
     CHATML.replace("m['content']", "m['content'] | lower"): SAYS,
     "{{ raise_exception('not for you') }}": r"fails \(not for you\): use llama",
-    ENDLESS: r"fails \(not done after 0.5 seconds\): use llama",
+    2 * "{% for a in range(99999) %}" + 2 * "{% endfor %}": r"fails \(not done after 0.5 seconds\): use llama",
 }
 
 
@@ -181,9 +172,8 @@ def answers_of_llama_cpp(file, prompts):
     """What the program for which the file is made answers, always taking the likeliest token."""
     environment = os.environ | {"PYTHONPATH": str(gguf.installed(*gguf.QUANTIZER))}
     command = [sys.executable, "-c", LLAMA_CPP, str(file), *prompts]
-    return json.loads(
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    )
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow

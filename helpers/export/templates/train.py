@@ -25,10 +25,10 @@ EXAMPLES = BATCH // PROCESSES  # those of this process, which takes MICRO of the
 assert EXAMPLES * PROCESSES == BATCH, f"{BATCH} examples per step cannot be shared equally among {PROCESSES} processes"
 MICRO = math.gcd(SETTINGS["sft"]["per_device_train_batch_size"], EXAMPLES)
 # Whole checkpoints, the last step's last, whatever the clock says: the state is the last file that Trainer writes, "}" its end.
-STATES = [
-    state for state in FOLDER.glob("checkpoints/checkpoint-*/trainer_state.json") if state.read_text().endswith("\n}\n")
-]
-CHECKPOINTS = sorted((state.parent for state in STATES), key=lambda folder: int(folder.name.rpartition("-")[2]))
+CHECKPOINTS = sorted(
+    [state.parent for state in FOLDER.glob("checkpoints/*/trainer_state.json") if state.read_text().endswith("\n}\n")],
+    key=lambda folder: int(folder.name.rpartition("-")[2]),
+)
 
 # Both are read when torch starts: one process trains on one card, and GPU memory in segments that grow has fewer holes.
 if "WORLD_SIZE" not in os.environ:
@@ -134,5 +134,6 @@ if SETTINGS["checkpointing"] == "selective":
 trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1]) if CHECKPOINTS else None)
 trainer.save_model(str(FOLDER / "adapter"))
 if trainer.is_world_process_zero():
-    history = "".join(json.dumps(event) + "\n" for event in trainer.state.log_history)
-    (FOLDER / "history.jsonl").write_text(history, encoding="utf-8")
+    (FOLDER / "history.jsonl").write_text(
+        "".join(json.dumps(event) + "\n" for event in trainer.state.log_history), encoding="utf-8"
+    )
