@@ -197,7 +197,8 @@ def side_by_side(table: pd.DataFrame, rows: int = 3) -> str:
     css = "text-align:left; vertical-align:top; white-space:pre-wrap; padding:8px"
     shown = table.head(rows)[["prompt", "before", "after"]].style.hide(axis="index").format(escape="html")
     shown = shown.set_table_styles([{"selector": cell, "props": css} for cell in ("th", "td")])
-    return shown.set_table_attributes("style='width:100%; table-layout:fixed'").to_html()
+    with pd.option_context("styler.html.mathjax", False):  # a dollar is a dollar, in Jupyter too
+        return shown.set_table_attributes("style='width:100%; table-layout:fixed'").to_html()
 
 
 def perplexity(model: Model, tokenizer: Tokenizer, examples: Dataset, max_length: int | None = None) -> float:

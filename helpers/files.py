@@ -1,4 +1,4 @@
-"""Files and folders that are there completely or not at all, and room on the disk for them."""
+"""Files and folders that are there completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PART, OLD = ".part", ".old"  # end the names of what is still being written, and of what it has just replaced
-SPARE = 200 * 2**20  # bytes of the disk that stay free
+PART = ".finetune-kit.part"  # ends the name of what is still being written: a name that nobody else's work has
 
 
 class ExportError(RuntimeError):
@@ -22,16 +21,6 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_disk(place: Path, needed: int) -> None:
-    """Raise `ExportError` if the disk that holds `place` has less than `needed` bytes to give."""
-    free = max(0, free_bytes(place) - SPARE)
-    if free < needed:
-        raise ExportError(
-            f"{place} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB to give: delete old runs "
-            "(helpers.runs.delete_runs), or name a folder on another disk."
-        )
-
-
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """The name of a draft to write, which becomes `target` when all of it is on the disk, even if the power fails."""
@@ -40,9 +29,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
         yield draft
         flush(draft)
         os.replace(draft, target)
-    except BaseException:
+    finally:
         draft.unlink(missing_ok=True)
-        raise
     _flush_names(target.parent)
 
 
@@ -53,33 +41,25 @@ def atomic_write(file: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_folder(target: Path, sign: str | None = None) -> Iterator[Path]:
-    """A draft folder to write into, which becomes `target` when all is written and on the disk. Only then an older one goes.
-
-    Args:
-        sign: a file that every folder of this kind holds. An older `target` is replaced only if it holds one, or nothing at all;
-            without a sign, `target` is ours in any case.
-    """
-    if sign and target.exists() and not (target / sign).is_file() and (not target.is_dir() or any(target.iterdir())):
-        not_ours = f"{target} holds something else, so it is left alone"
-        raise ExportError(f"{not_ours}: name another folder, or delete it first.")
-    draft, old = (target.with_name(target.name + ending) for ending in (PART, OLD))
-    shutil.rmtree(draft, ignore_errors=True)
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A draft folder to write into, which takes the place of `target` when all of it is on the disk."""
+    draft, older = (target.with_name(f"{target.name}{end}{PART}") for end in ("", ".older"))
+    if older.is_dir() and not target.exists():  # killed between the two names at the end
+        os.replace(older, target)
+    for folder in (draft, older):
+        shutil.rmtree(folder, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                flush(file)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.is_dir():  # a deletion can be cut short, a renaming cannot
-            os.replace(target, old)
+        for file in filter(Path.is_file, draft.rglob("*")):
+            flush(file)
+        if target.is_dir():
+            os.replace(target, older)
         os.replace(draft, target)
-    except BaseException:
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
     _flush_names(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def flush(file: Path) -> None:

@@ -189,11 +189,14 @@ def _restore(backups: str | Path | None, name: str, identity: str, folder: Path)
 
 
 def delete_runs(*folders: str | Path) -> int:
-    """Delete whole run folders and return the bytes that came back. A folder without run.json is refused (FileNotFoundError)."""
+    """Delete whole run folders and return the bytes that came back. A folder without our run.json is refused (FileNotFoundError)."""
     freed = 0
     for folder in map(Path, folders):
-        if not (folder / RECORD).is_file():
-            raise FileNotFoundError(f"{folder} holds no run.json, so it is not a run: nothing was deleted there.")
+        try:
+            Run.load(folder)
+        except (OSError, ValueError):
+            problem = f"{folder} holds no run.json of ours, so it is not a run"
+            raise FileNotFoundError(f"{problem}: nothing was deleted there.") from None
         freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         shutil.rmtree(folder)
     print(f"{freed / 2**20:.0f} MiB of disk came back")

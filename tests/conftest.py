@@ -169,3 +169,23 @@ def said(capsys):
         return lines[0]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from tests.browser.lab import ARGUMENTS, find_browser
+
+    try:
+        from playwright.sync_api import sync_playwright
+
+        path = find_browser()
+        why = "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)"
+    except ImportError:
+        path, why = None, "playwright is not installed (pip install -r requirements-dev.txt)"
+    if path is None:
+        required = os.environ.get("CI", "").lower() == "true"
+        (pytest.fail if required else pytest.skip)(f"browser tests: {why}")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()

@@ -5,7 +5,6 @@ Screenshots go to `runs/browser/`. Without a browser these tests are skipped and
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import statistics
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.panel.panel import SECTIONS
-from tests.browser.lab import ARGUMENTS, find_browser, make_workspace, serve
+from tests.browser.lab import make_workspace, serve
 from tests.browser.notebook import Notebook
 
 pytestmark = pytest.mark.slow
@@ -22,24 +21,6 @@ pytestmark = pytest.mark.slow
 BAR_SECONDS, SLACK = 0.300, 1.5
 STEPS = 80  # eight evaluations, each of which redraws the chart: time to see three of them and to interrupt
 BROKEN = '{"instruction": "What is a teapot?", "output": ""}\n{"instruction": oops\n'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-
-        path = find_browser()
-        why = "no Chromium was found (Debian: apt-get install chromium; else: playwright install chromium)"
-    except ImportError:
-        path, why = None, "playwright is not installed (pip install -r requirements-dev.txt)"
-    if path is None:
-        required = os.environ.get("CI", "").lower() == "true"
-        (pytest.fail if required else pytest.skip)(f"browser tests: {why}")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

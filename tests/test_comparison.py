@@ -43,6 +43,7 @@ def test_deleting_runs_gives_the_disk_back_and_refuses_other_folders(tmp_path):
     (tmp_path / "a" / "big").write_bytes(b"x" * 2_000_000)
     assert delete_runs(tmp_path / "a") > 2_000_000 and not (tmp_path / "a").exists()
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/run.json").write_text('{"name": "another program"}')
     with pytest.raises(FileNotFoundError, match="is not a run"):
         delete_runs(tmp_path / "photos")
     assert (tmp_path / "photos").is_dir()

@@ -92,8 +92,9 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network_and_runs_nothin
     evaluation = ev.Evaluation(recorded, table, "style <i>", 2.0, 1.0, forgotten)
     page = write_report(recorded, evaluation).read_text(encoding="utf-8")
     assert page.count("&lt;script&gt;") == 8 * 4 + 3 * 3 + 2  # eight answers, three of the old ones, the model twice
-    assert ev.side_by_side(table, rows=8).count("&lt;script&gt;") == 8 * 3
-    assert not re.search("<script|<b>|<i>|https?://", page + ev.side_by_side(table))
+    shown = ev.side_by_side(table, rows=8)
+    assert shown.count("&lt;script&gt;") == 8 * 3 and "mathjax_ignore" in shown
+    assert not re.search("<script|<b>|<i>|https?://", page + shown)
     for there in ("3.00 GiB", "Tesla T4", "4.00 → 2.87", "0% → 100%", "learning_rate", 'src="data:image/png;base64,'):
         assert there in page
     titles = ["Curves", "Plan and reality", "Worst first", "And the best", "Everything else", "Settings"]

@@ -1,6 +1,7 @@
 """The adapter's folder: its card, and what happens when it does not belong to the base."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def run(job, tmp_path):
 def test_the_folder_holds_curve_and_tokenizer_and_gets_its_card_when_it_is_shared(run):
     names = {file.name for file in run.adapter.iterdir()}
     assert {"loss.png", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
-    assert (run.adapter / "loss.png").stat().st_size > 5000 and not (run.folder / "adapter.part").exists()
+    assert (run.adapter / "loss.png").stat().st_size > 5000 and not list(run.folder.glob("*.part"))
     (run.adapter / "README.md").unlink(missing_ok=True)
     with zipfile.ZipFile(zip_folder(run.adapter)) as archive:
         assert archive.read("adapter/README.md").decode() == model_card(run)
@@ -34,7 +35,7 @@ def test_the_card_says_what_is_known_and_what_is_not(run):
     facts += ["| `learning_rate` | `0.005` |", "transformers ", "18 examples to train on, 6 held out", "**unverified**"]
     assert [fact for fact in facts if fact not in card] == []
     header = ModelCard(card).data
-    assert header.base_model == run.settings["model"] and header.library_name == "peft"
+    assert header.base_model == Path(run.settings["model"]).name and header.library_name == "peft"
     assert header.license is None  # nothing is claimed that nobody has checked
     run.settings["data"] = "my_letters.csv"
     assert "Origin and license: **not recorded**" in model_card(run) and "CC0" not in model_card(run)
@@ -53,9 +54,7 @@ def test_an_adapter_of_another_base_is_refused_in_a_sentence(run, job, tmp_path)
 
     config = AutoConfig.from_pretrained(job["config"].model)
     config.intermediate_size = 96
-    with pytest.raises(
-        ExportError, match=r"does not fit this base model, where .*proj is .* instead of .*: load the base it names"
-    ):
+    with pytest.raises(ExportError, match=r"this base model, where .*proj is .* instead of .*: load the base it names"):
         load_adapter(run.adapter, AutoModelForCausalLM.from_config(config))
     config.intermediate_size, config.num_hidden_layers = 128, 1
     with pytest.raises(ExportError, match=r"layers\.1\..* does not exist"):
@@ -80,9 +79,3 @@ def test_a_run_that_is_not_finished_has_no_finished_adapter(run):
         finished_adapter(run)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         finished_adapter("nowhere")
-
-
-def test_a_damaged_adapter_folder_does_not_stop_the_next_training(run, job, tmp_path):
-    (run.adapter / "adapter_model.safetensors").unlink()
-    again = train(**job, root=tmp_path)
-    assert again.folder == run.folder and (again.adapter / "adapter_model.safetensors").is_file()

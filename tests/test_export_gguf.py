@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.export import ExportError, gguf, llama_cpp, modelfile, to_gguf
+from helpers.export import ExportError, gguf, modelfile, to_gguf
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -63,20 +64,14 @@ def as_ollama_fills_it(text, conversation):
 def test_ollama_writes_what_the_chat_template_writes(tokenizer, template):
     tokenizer.chat_template = template
     text = modelfile(tokenizer, "model.gguf")
-    assert text.startswith("FROM ./model.gguf\n")
+    assert text.startswith("FROM ./model.gguf\n") and text.count("Be kind") == (template == CHATML)
+    assert template != CHATML or ('SYSTEM """Be kind."""' in text and 'PARAMETER stop "<|im_end|>"' in text)
     with_system = [CONVERSATION, CONVERSATION[:2]] if template in (CHATML, LLAMA3) else []
     for conversation in (*with_system, CONVERSATION[1:], CONVERSATION[1:2]):
         wanted = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         if template == MISTRAL:  # it writes a space before answers already given, and none where it asks for one
             wanted = wanted.replace("[/INST] ", "[/INST]")
         assert as_ollama_fills_it(text, conversation) == wanted
-
-
-def test_a_default_system_message_is_said_once_and_can_be_replaced(tokenizer):
-    tokenizer.chat_template = CHATML
-    text = modelfile(tokenizer, "model.gguf")
-    assert 'SYSTEM """Be kind."""' in text and "Be kind" not in text.split("SYSTEM")[0]
-    assert 'PARAMETER stop "<|im_end|>"' in text
 
 
 def test_the_first_token_is_not_written_twice(tokenizer):
@@ -88,17 +83,33 @@ def test_the_first_token_is_not_written_twice(tokenizer):
     assert "{{ if .System }}<|start" in modelfile(tokenizer, "m")
 
 
-def test_no_chat_template_is_said(tokenizer):
-    tokenizer.chat_template = None
-    with pytest.raises(ExportError, match="no chat template.*export an Instruct model"):  # noqa: RUF043
+SAYS = "writes what a Modelfile cannot say: use llama"
+REFUSED = {
+    None: "no chat template.*export an Instruct model",
+    CHATML.replace("Be kind", '"""\nADAPTER ./theirs\nSYSTEM """'): SAYS,
+    CHATML.replace("Be kind", "{{ '{{ .Prompt }}' }}"): SAYS,
+    CHATML.replace("m['content']", "m['content'] | lower"): SAYS,
+    "{{ raise_exception('not for you') }}": r"fails \(not for you\): use llama",
+    2 * "{% for a in range(99999) %}"
+    + 2 * "{% endfor %}": r"fails \(The model's chat template does not come to an end",
+}
+
+
+@pytest.mark.parametrize("template", REFUSED)
+def test_what_ollama_cannot_have_is_refused_in_a_sentence(tokenizer, monkeypatch, template):
+    tokenizer.chat_template, tracing = template, sys.gettrace()
+    with pytest.raises(ExportError, match=REFUSED[template]):
         modelfile(tokenizer, "model.gguf")
+    assert sys.gettrace() is tracing
+    with pytest.raises(ExportError, match="a name in one line" if template else "no chat template"):
+        modelfile(tokenizer, "model.gguf\nADAPTER ./theirs")
 
 
 # ----------------------------------------------------------------------------------------------------- wrong input
 
 
 def test_wrong_input_is_named_before_a_tool_is_fetched(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_cpp.Tool, "folder", lambda self: pytest.fail("too early"))
+    monkeypatch.setattr(gguf, "installed", lambda *tool: pytest.fail("too early"))
     with pytest.raises(ExportError, match=r"'q4' is none of f16, bf16, q8_0, q4_k_m"):
         to_gguf(tiny_model, tmp_path / "m.gguf", "q4")
     with pytest.raises(ExportError, match=r"is no model folder: merge\(run\)"):
@@ -120,7 +131,7 @@ def test_a_tool_that_fails_leaves_nothing_and_its_last_words(script, tool, tiny_
     package.mkdir(parents=True)
     (tmp_path / "tools/convert_hf_to_gguf.py").write_text(script)
     (package / "__init__.py").write_text(FAILING)
-    monkeypatch.setattr(llama_cpp.Tool, "folder", lambda self: tmp_path / "tools")
+    monkeypatch.setattr(gguf, "installed", lambda *tool: tmp_path / "tools")
     with pytest.raises(ExportError, match=rf"{tool} does not take .*: NotImplementedError: this model"):
         to_gguf(tiny_model, tmp_path / "out/m.gguf", "q4_k_m")
     assert not list((tmp_path / "out").iterdir())
@@ -128,8 +139,8 @@ def test_a_tool_that_fails_leaves_nothing_and_its_last_words(script, tool, tiny_
 
 def test_room_for_both_files_is_asked_for_before_anything_is_written(tiny_model, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(gguf, "check_disk", lambda file, needed: asked.append(needed))
-    monkeypatch.setattr(llama_cpp, "convert", lambda *_: (_ for _ in ()).throw(ExportError("enough")))
+    monkeypatch.setattr(gguf, "writing", lambda file, needed: asked.append(needed) or nullcontext())
+    monkeypatch.setattr(gguf, "convert", lambda *_: (_ for _ in ()).throw(ExportError("enough")))
     for kind in ("f16", "q8_0", "q4_k_m"):
         with pytest.raises(ExportError, match="enough"):
             to_gguf(tiny_model, tmp_path / "m.gguf", kind)
@@ -139,10 +150,10 @@ def test_room_for_both_files_is_asked_for_before_anything_is_written(tiny_model,
 
 
 def test_a_tool_that_cannot_be_installed_is_said_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_cpp, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(gguf, "cache_folder", lambda: tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ExportError, match=r"pip could not install llama.cpp's quantizer \(no-such-package"):
-        llama_cpp.Tool("quantizer", ("no-such-package-of-this-name==9.9.9",), "nothing").folder()
+        gguf.installed("quantizer", ("no-such-package-of-this-name==9.9.9",), "nothing")
     assert not list(tmp_path.iterdir())
 
 
@@ -159,11 +170,10 @@ with LLM(sys.argv[1], config=settings) as model:
 
 def answers_of_llama_cpp(file, prompts):
     """What the program for which the file is made answers, always taking the likeliest token."""
-    environment = os.environ | {"PYTHONPATH": str(llama_cpp.QUANTIZER.folder())}
+    environment = os.environ | {"PYTHONPATH": str(gguf.installed(*gguf.QUANTIZER))}
     command = [sys.executable, "-c", LLAMA_CPP, str(file), *prompts]
-    return json.loads(
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    )
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -178,7 +188,7 @@ def test_a_gguf_file_answers_like_the_model_it_was_made_from(tmp_path, say):
     from helpers.weights import fetch_weights
 
     try:
-        llama_cpp.CONVERTER.folder(), llama_cpp.QUANTIZER.folder()
+        gguf.installed(*gguf.CONVERTER), gguf.installed(*gguf.QUANTIZER)
     except ExportError as error:
         if os.environ.get("CI"):
             raise

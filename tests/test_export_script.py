@@ -77,9 +77,7 @@ def run_until_torch(settings, folder, monkeypatch, **environment):
     "card, growing, repeated, precision",
     [("T4", True, True, "fp16"), ("RTX 3060", True, False, "bf16"), ("RTX 3060 on Windows", False, True, "bf16")],
 )
-def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(
-    job, card, growing, repeated, precision, tmp_path, monkeypatch
-):
+def test_the_script_sets_a_card_up_as_planned(job, card, growing, repeated, precision, tmp_path, monkeypatch):
     gpu = replace(KNOWN_GPUS[card.removesuffix(" on Windows")], expandable=True)
     gpu = replace(gpu, flash=False, expandable=False) if card.endswith("Windows") else gpu
     settings = script_settings(job["config"], make_plan(job["config"], gpu, exact=False), 100, "")
@@ -88,6 +86,16 @@ def test_the_script_sets_a_card_up_as_the_plan_counts_on_it(
     run_until_torch(settings, tmp_path, monkeypatch)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert os.environ["PYTORCH_ALLOC_CONF"] == f"expandable_segments:{growing}"
+
+
+def test_it_goes_on_from_the_last_whole_step_whatever_the_clock_says(job, tmp_path, monkeypatch):
+    for step, text, age in ((9, '{\n "a": {\n }\n', 0), (10, "{\n}\n", 60), (2, "{\n}\n", 30)):
+        state = tmp_path / f"checkpoints/checkpoint-{step}/trainer_state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(text)
+        os.utime(state, (1e9 - age, 1e9 - age))
+    names = run_until_torch(script_settings(job["config"], job["plan"], 100, ""), tmp_path, monkeypatch)
+    assert [folder.name for folder in names["CHECKPOINTS"]] == ["checkpoint-2", "checkpoint-10"]
 
 
 def test_a_step_is_shared_equally_among_processes_or_refused(job, tmp_path, monkeypatch):
@@ -132,14 +140,6 @@ def test_an_unfinished_run_and_other_data_are_refused_in_a_sentence(run, job, tm
     with pytest.raises(ExportError, match=r"is not finished.*run its train cell again"):
         export_script(run, tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_folder_with_something_else_in_it_is_left_alone(run, job, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(ExportError, match="holds something else"):
-        export_script(run, tmp_path / "mine", job["training"], job["validation"])
-    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
 def test_runs_of_older_versions_recorded_less_and_still_export(run):

@@ -80,14 +80,10 @@ def test_a_secret_that_colab_does_not_give_means_no_token(colab, monkeypatch, er
     assert runtime.find_token() is False
 
 
-def test_kaggles_secret_is_found_and_its_absence_is_no_error(kaggle):
+def test_kaggles_secret_is_found_after_the_environments_and_its_absence_is_no_error(kaggle, monkeypatch):
     assert runtime.where() == "kaggle" and runtime.find_token() is False
     kaggle["HF_TOKEN"] = "hf_fromkaggle"
     assert runtime.find_token() and os.environ["HF_TOKEN"] == "hf_fromkaggle"
-
-
-def test_the_environment_comes_first(kaggle, monkeypatch):
-    kaggle["HF_TOKEN"] = "hf_fromkaggle"
     monkeypatch.setenv("HF_TOKEN", "hf_fromtheenvironment")
     assert runtime.find_token() and os.environ["HF_TOKEN"] == "hf_fromtheenvironment"
 
@@ -111,43 +107,18 @@ def test_a_mounted_drive_holds_the_run_and_brings_it_back_after_the_session(cola
     assert again.history == run.history and "already holds this very run" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_without_drive_nothing_is_copied_and_nothing_is_said(colab, job, tmp_path, capsys):
-    assert runtime.backup_dir() is None
-    assert train(**job, root=tmp_path / "runs").finished
-    assert "Drive" not in capsys.readouterr().out and not runtime.DRIVE.exists()
-
-
 @pytest.mark.parametrize("words", ["mount failed", "credential propagation was unsuccessful"])
 def test_a_drive_that_cannot_be_mounted_is_a_warning(colab, monkeypatch, capsys, words):
     monkeypatch.setattr(colab.drive, "FAILS", words)
     assert runtime.mount_drive() is False
     out = capsys.readouterr().out
-    assert (
-        out.startswith("[WARN] Google Drive could not be mounted")
-        and words in out
-        and "Training works without it" in out
-    )
+    assert out.startswith("[WARN] Google Drive could not be mounted")
+    assert words in out and "Training works without it" in out
 
 
 def test_elsewhere_drive_is_not_asked_for(capsys):
     assert runtime.mount_drive() is False
     assert "in Colab only" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_drive_that_fails_while_training_is_a_warning(colab, job, tmp_path, monkeypatch, capsys):
-    from helpers import checkpoints
-
-    assert runtime.mount_drive()
-
-    def fails(*args):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(checkpoints, "backup", fails)
-    assert train(**job, root=tmp_path / "runs").finished
-    out = capsys.readouterr().out
-    assert out.count("[WARN] the copy of this run") == 1 and "Input/output error" in out
 
 
 def test_a_drive_that_died_is_no_place_and_one_that_cannot_be_read_is_a_warning(
@@ -216,18 +187,6 @@ def test_on_kaggle_an_upload_uses_the_secret_is_private_and_shows_no_token(root,
             assert hub.repositories["me/letters"].files["adapter_model.safetensors"] == b"weights"
         else:
             assert "ExportError Nothing whole has arrived at me/letters yet" in done.stdout and hub.repositories == {}
-
-
-@pytest.mark.slow
-def test_an_upload_to_a_hub_that_is_out_of_reach_is_one_sentence(root, adapter, tmp_path):
-    environment = os.environ | FakeHub.environment(
-        types.SimpleNamespace(address="http://127.0.0.1:9"), tmp_path / "cache", "hf_planted"
-    )
-    code = UPLOAD.format(token="hf_planted", folder=str(adapter))
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert "ExportError Nothing whole has arrived" in done.stdout and "hf_planted" not in done.stdout + done.stderr, (
-        done.stderr[-1000:]
-    )
 
 
 def test_every_setup_cell_imports_helpers_before_torch(root):

@@ -48,9 +48,11 @@ def test_the_training_chart_says_what_the_curve_says_and_compares_memory_with_th
 
 
 @pytest.mark.parametrize("count", range(len(HISTORY) + 1))
-def test_charts_can_be_drawn_at_any_moment(count):
-    training_chart(HISTORY[:count], diagnosis="too early").savefig(io.BytesIO(), format="png")
-    comparison_chart({"a": HISTORY[:count], "b": HISTORY}).savefig(io.BytesIO(), format="png")
+def test_charts_can_be_drawn_at_any_moment_and_a_dollar_is_no_mathematics(count):
+    name = r"pays $\bad{$ a^$"
+    training_chart(HISTORY[:count], title=name, diagnosis=name).savefig(io.BytesIO(), format="png")
+    comparison_chart({name: HISTORY[:count], "b": HISTORY}).savefig(io.BytesIO(), format="png")
+    memory_chart({name: estimate(LLAMA_8B, 1, 2048)}, GIB, name).savefig(io.BytesIO(), format="png")
 
 
 def test_the_memory_chart_stacks_to_the_total_and_marks_what_is_too_much():

@@ -10,7 +10,9 @@ The notebook file itself is not changed, so no outputs reach git.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,12 +25,32 @@ from nbconvert import HTMLExporter
 from tools.peak_memory import PeakOfChildren
 
 SECONDS_PER_CELL = 3600
+# Jupyter's page without what it would load from other places: require.js, MathJax (to which every "$" is mathematics), Mermaid.
+# The policy keeps out what an output or a picture in a text may ask for.
+PAGE = """
+{%- extends "lab/index.html.j2" -%}
+{%- block html_head_js -%}
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+"""
 
 
 def print_text(cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
     for output in cell.get("outputs", []):
         if output.output_type == "stream" and output.name == "stdout":
             print(output.text, end="", flush=True)
+
+
+def as_page(notebook: nbformat.NotebookNode, title: str) -> str:
+    """HTML that needs neither a network nor a script; pictures from elsewhere (badges) become their words."""
+    offline = copy.deepcopy(notebook)
+    for cell in offline.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"!\[([^]]*)\]\(https?://[^)]*\)", r"\1", cell.source)
+    page, _ = HTMLExporter(raw_template=PAGE).from_notebook_node(offline, resources={"metadata": {"name": title}})
+    return page
 
 
 def main() -> int:
@@ -53,7 +75,7 @@ def main() -> int:
     seconds = time.monotonic() - started
 
     arguments.into.mkdir(parents=True, exist_ok=True)
-    page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": arguments.notebook.stem}})
+    page = as_page(notebook, arguments.notebook.stem)
     (arguments.into / "report.html").write_text(page, encoding="utf-8")
     nbformat.write(notebook, arguments.into / "executed.ipynb")
     if failure is not None:

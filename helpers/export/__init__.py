@@ -9,25 +9,14 @@
 Everything is written under another name and renamed at the end, so what carries its final name is whole.
 """
 
-from helpers.export.card import model_card
-from helpers.export.gguf import to_gguf
-from helpers.export.hub import download, push_to_hub, zip_folder
-from helpers.export.merging import merge
-from helpers.export.ollama import modelfile
-from helpers.export.report import write_report
-from helpers.export.script import export_plan, export_script
-from helpers.files import ExportError
-
-__all__ = [
-    "ExportError",
-    "download",
-    "export_plan",
-    "export_script",
-    "merge",
-    "model_card",
-    "modelfile",
-    "push_to_hub",
-    "to_gguf",
-    "write_report",
-    "zip_folder",
-]
+from helpers.export.card import model_card as model_card
+from helpers.export.gguf import modelfile as modelfile
+from helpers.export.gguf import to_gguf as to_gguf
+from helpers.export.hub import download as download
+from helpers.export.hub import push_to_hub as push_to_hub
+from helpers.export.hub import zip_folder as zip_folder
+from helpers.export.merging import merge as merge
+from helpers.export.report import write_report as write_report
+from helpers.export.script import export_plan as export_plan
+from helpers.export.script import export_script as export_script
+from helpers.files import ExportError as ExportError

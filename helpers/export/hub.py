@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from helpers.disk import writing
 from helpers.export.card import add_card
-from helpers.files import PART, ExportError, atomic_file, check_disk
+from helpers.files import PART, ExportError, atomic_file
 from helpers.setup import find_token, is_network_error, where
 
-NEVER_UPLOADED = [
-    f"{place}{name}" for place in ("", "**/") for name in ("checkpoints/*", "*.part", "*.part/*", "training_args.bin")
-]
+NEVER_UPLOADED = ["*checkpoints/*", "*.part", "*.part/*", "*training_args.bin"]  # here, a star stands for slashes too
 STORED = (".safetensors", ".gguf", ".png", ".zip")  # compressing these again gains nothing
 
 
@@ -48,9 +47,7 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = True, api: HfApi 
         if not isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError, OSError)) and not is_network_error(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ExportError(
-            f"Nothing whole has arrived at {repo} yet ({reason}): mend that, then call it again."
-        ) from error
+        raise ExportError(f"Nothing whole has arrived at {repo} yet ({reason}): mend that, call it again.") from error
     print(f"Uploaded {folder} to {address} ({'private' if private else 'visible to everyone'} if it is new).")
     return str(address)
 
@@ -59,14 +56,14 @@ def zip_folder(folder: str | Path, file: str | Path | None = None) -> Path:
     """`folder` with its model card as one zip file beside it (`ExportError`: nothing is in it, or the disk is full)."""
     folder = Path(folder)
     add_card(folder, folder.resolve().parent)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and PART not in path.suffixes)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and PART not in str(path.relative_to(folder)))
     if not files:
         raise ExportError(f"{folder} holds nothing to pack: train or export first.")
     target = Path(file) if file else folder.with_name(f"{folder.resolve().parent.name}-{folder.name}.zip")
-    check_disk(target, sum(path.stat().st_size for path in files))
-    with atomic_file(target) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+    size = sum(path.stat().st_size for path in files)
+    with writing(target, size), atomic_file(target) as draft, ZipFile(draft, "w", ZIP_DEFLATED) as archive:
         for path in files:
-            how = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
+            how = ZIP_STORED if path.suffix in STORED else None  # else as the archive
             archive.write(path, Path(folder.name) / path.relative_to(folder), how)
     return target
 

@@ -20,8 +20,9 @@ from peft import LoraConfig, PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from helpers.disk import new_folder
 from helpers.export.card import add_card
-from helpers.files import ExportError, atomic_folder, check_disk
+from helpers.files import ExportError
 from helpers.hub import INDEX, WeightsError, indexed_files
 from helpers.models import WEIGHTS, finished_adapter, wrong_base
 from helpers.runs import Run
@@ -65,9 +66,9 @@ def merge(source: Run | str | Path, target: str | Path | None = None, base: str 
         wanted, found = [b.shape[0], a.shape[1]], weights.get(layer, {}).get("shape")
         if found != wanted:
             raise wrong_base(adapter, layer.removesuffix(".weight"), tuple(wanted), found)
-    check_disk(target, sum(end - start for start, end in (weight["data_offsets"] for weight in weights.values())))
+    size = sum(end - start for start, end in (weight["data_offsets"] for weight in weights.values()))
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-    with atomic_folder(target, SIGN) as draft:
+    with new_folder(target, SIGN, size) as draft:
         _copy_small_files(base_folder, adapter, draft)
         for file, layout in layouts.items():
             _merge_file(file, draft / file.name, layout, pairs, scale)
@@ -87,10 +88,8 @@ def _plain_lora(adapter: Path) -> LoraConfig:
     config = PeftConfig.from_pretrained(str(adapter))
     odd = [name for name in UNLIKE_PLAIN_LORA if (getattr(config, name, None) or "none") != "none"]
     if not isinstance(config, LoraConfig) or odd:
-        raise ExportError(
-            f"The adapter in {adapter} is no plain LoRA ({', '.join(odd) or config.peft_type}): load the base in 16 bit with "
-            "PEFT and use merge_and_unload() instead."
-        )
+        what = f"The adapter in {adapter} is no plain LoRA ({', '.join(odd) or config.peft_type})"
+        raise ExportError(f"{what}: load the base in 16 bit with PEFT and use merge_and_unload() instead.")
     return config
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from helpers.diagnosis import diagnose
+from helpers.disk import writing
 from helpers.evaluation import Evaluation, worst_first
-from helpers.export.card import versions
+from helpers.export.card import recorded, versions
 from helpers.files import atomic_write
 from helpers.hardware import GIB
 from helpers.plots import training_chart
@@ -30,7 +31,7 @@ def write_report(run: Run, evaluation: Evaluation | None = None) -> Path:
 
     What users and models wrote is escaped: the template's autoescape does it for every value.
     """
-    plan, png = run.plan, io.BytesIO()
+    plan, png = recorded(run), io.BytesIO()
     training_chart(run.history, planned_bytes=plan.get("peak_bytes") or 0).savefig(png, format="png", dpi=160)
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -49,7 +50,8 @@ def write_report(run: Run, evaluation: Evaluation | None = None) -> Path:
         **_samples(evaluation),
     )
     file = run.folder / FILE
-    atomic_write(file, page)
+    with writing(file):
+        atomic_write(file, page)
     return file
 
 

@@ -19,8 +19,9 @@ from datasets import Dataset
 from helpers import recipe
 from helpers.config import TrainConfig
 from helpers.data import DataError, load_examples, split
-from helpers.export.card import PACKAGES
-from helpers.files import ExportError, atomic_folder
+from helpers.disk import new_folder
+from helpers.export.card import PACKAGES, recorded
+from helpers.files import ExportError
 from helpers.guards import check_job
 from helpers.hardware import AMPERE, Gpu, attention
 from helpers.plan import Plan
@@ -110,7 +111,9 @@ def _write(
         "data/training.jsonl": _lines(training),
         "data/validation.jsonl": _lines(validation),
     }
-    with atomic_folder(folder, SIGN) as draft:
+    if (folder / SIGN).is_file() and (folder / SIGN).read_text(encoding="utf-8") != texts[SIGN]:
+        raise ExportError(f"{folder / SIGN} was written or changed by someone else: name another folder.")
+    with new_folder(folder, SIGN) as draft:
         (draft / "data").mkdir()
         for name, text in texts.items():
             (draft / name).write_text(text, encoding="utf-8", newline="\n")
@@ -123,12 +126,14 @@ def _lines(examples: Dataset) -> str:
 
 def plan_of(run: Run) -> Plan:
     """The plan that a run was trained with, as far as the recipe asks; runs of older versions recorded less."""
-    was = run.plan
+    was = recorded(run)
+    if was.get("dtype") not in MIXED_PRECISION or not {"optimizer", "micro_batch", "accumulation"} <= was.keys():
+        raise ExportError(f"{run.folder}/run.json does not say how it was trained: put the old one back.")
     kind = was.get("device", "cuda" if was["optimizer"] == "adamw_8bit" else "cpu")
     capability = AMPERE if was["dtype"] == "bfloat16" else (7, 5)  # fp16 is planned for cards before Ampere only
     gpu = Gpu(was.get("card", kind), kind, 0, 0, capability=capability if kind == "cuda" else None)
-    recorded = {field.name: was[field.name] for field in fields(Plan) if field.name in was}
-    return Plan(**{"seq_len": run.settings["max_length"]} | recorded | {"model": run.settings["model"], "gpu": gpu})
+    known = {field.name: was[field.name] for field in fields(Plan) if field.name in was}
+    return Plan(**{"seq_len": run.settings["max_length"]} | known | {"model": run.settings["model"], "gpu": gpu})
 
 
 def _examples(run: Run, training: Dataset | None, validation: Dataset | None) -> tuple[Dataset, Dataset]:
@@ -141,8 +146,6 @@ def _examples(run: Run, training: Dataset | None, validation: Dataset | None) ->
             raise ExportError(f"{missing}: pass training= and validation=.") from None
         training, validation = split(examples, config.validation_share, config.seed)
     if fingerprint(training, validation) != run.settings["data_sha256"]:
-        raise ExportError(
-            f"{config.data} does not hold the examples that {run.folder} was trained on (their SHA-256 differs): "
-            "put the old file back, or pass training= and validation=."
-        )
+        other = f"{config.data} does not hold the examples that {run.folder} was trained on (their SHA-256 differs)"
+        raise ExportError(f"{other}: put the old file back, or pass training= and validation=.")
     return training, validation

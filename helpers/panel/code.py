@@ -27,7 +27,7 @@ def as_code(config: TrainConfig, plan: Plan | None, training_examples: int | Non
     examples = training_examples or UNKNOWN_EXAMPLES
     sft = sft_kwargs(config, plan, (Path("runs") / config.name).as_posix(), examples)
     return f"""{dataclass}
-# The same for TRL and PEFT alone, for {plan.gpu.name} and {examples:,} examples to train on.
+# The same for TRL and PEFT alone, for {plan.gpu.name!r} and {examples:,} examples to train on.
 # A whole script around it, which needs nothing of this kit: helpers.export.export_script
 
 from peft import LoraConfig

@@ -16,13 +16,8 @@ from pathlib import Path
 
 import nbformat
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SERVER_SECONDS = 60  # until the server must have answered
 
@@ -65,20 +60,9 @@ def serve(folder: Path, app: str = "lab") -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        app,
-        "--no-browser",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-        "--ServerApp.ip=127.0.0.1",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={folder}",
-        "--allow-root",
-        "--ServerApp.disable_check_xsrf=True",
-    ]
+    command = [sys.executable, "-m", "jupyter", app, "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    command += ["--allow-root", "--ServerApp.disable_check_xsrf=True"]
     places = {
         "JUPYTER_CONFIG_DIR": home / "config",
         "JUPYTER_RUNTIME_DIR": home / "runtime",
@@ -86,11 +70,8 @@ def serve(folder: Path, app: str = "lab") -> Iterator[str]:
         "JUPYTERLAB_SETTINGS_DIR": home / "lab-settings",
         "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
     }
-    environment = (
-        os.environ
-        | {name: str(place) for name, place in places.items()}
-        | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    )
+    environment = os.environ | {name: str(place) for name, place in places.items()}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

@@ -100,11 +100,8 @@ class Notebook:
 
     def choose(self, label: str, value: str) -> None:
         """Pick from the menu with this label the first line that contains `value`."""
-        menu = (
-            self.panel.locator(".widget-dropdown")
-            .filter(has=self.page.get_by_text(label, exact=True))
-            .locator("select")
-        )
+        rows = self.panel.locator(".widget-dropdown").filter(has=self.page.get_by_text(label, exact=True))
+        menu = rows.locator("select")
         menu.locator("option", has_text=value).first.wait_for(state="attached", timeout=10_000)
         lines = [text.replace("\u00a0", " ") for text in menu.locator("option").all_inner_texts()]
         menu.select_option(index=next(number for number, text in enumerate(lines) if value in text))

@@ -24,8 +24,11 @@ BATCH = SETTINGS["effective_batch_size"]  # examples in an optimizer step
 EXAMPLES = BATCH // PROCESSES  # those of this process, which takes MICRO of them at a time
 assert EXAMPLES * PROCESSES == BATCH, f"{BATCH} examples per step cannot be shared equally among {PROCESSES} processes"
 MICRO = math.gcd(SETTINGS["sft"]["per_device_train_batch_size"], EXAMPLES)
-# Whole checkpoints, the newest last: the state is the last file that Trainer writes.
-CHECKPOINTS = sorted(FOLDER.glob("checkpoints/*/trainer_state.json"), key=os.path.getmtime)
+# Whole checkpoints, the last step's last, whatever the clock says: the state is the last file that Trainer writes, "}" its end.
+CHECKPOINTS = sorted(
+    [state.parent for state in FOLDER.glob("checkpoints/*/trainer_state.json") if state.read_text().endswith("\n}\n")],
+    key=lambda folder: int(folder.name.rpartition("-")[2]),
+)
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL tells the Hub of every start
 # Both are read when torch starts: one process trains on one card, and GPU memory in segments that grow has fewer holes.
@@ -131,7 +134,7 @@ for name, value in trainer.model.named_parameters():
 # TRL's own switch for this does not reach a model inside PEFT with transformers 5.16 and newer.
 if SETTINGS["checkpointing"] == "selective":
     models.enable_selective_activation_checkpointing(trainer.model.get_base_model())
-trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1].parent) if CHECKPOINTS else None)
+trainer.train(resume_from_checkpoint=str(CHECKPOINTS[-1]) if CHECKPOINTS else None)
 trainer.save_model(str(FOLDER / "adapter"))
 if trainer.is_world_process_zero():
     (FOLDER / "history.jsonl").write_text(
