@@ -7,21 +7,11 @@ import numpy as np
 import pytest
 
 from helpers.metrics import bootstrap_interval
-from notebooks.lessons.lesson_05 import (
-    FAULTS,
-    FaultyRun,
-    bootstrap_chart,
-    check_interval,
-    check_step_to_keep,
-    check_stopping,
-    faulty_runs,
-    four_curves,
-    loss_by_part,
-    reveal,
-)
+from notebooks.lessons import lesson_05 as lesson
 from tests.exercises import answers
 
 CURVE = [(0, 1.0), (2, 3.0), (4, 2.5), (6, 2.9)]  # step 0, the untrained model, does not count
+LESSONS = [(0, 4.24), (4, 2.52), (16, 3.64)]  # exp(1.12) = 3.065
 
 
 def rule(losses, patience):
@@ -62,7 +52,7 @@ def normal(quantile):
 
 @answers(
     {
-        partial(check_step_to_keep, curve=CURVE): [
+        partial(lesson.check_step_to_keep, curve=CURVE): [
             ((4, exp(0.4)), "Right"),
             ((4.0, 1.49), "Right. The last step would choose, at each token, among 1.5 times"),
             ((4, 1.5), "Right"),
@@ -75,7 +65,7 @@ def normal(quantile):
             ("four", "pair"),
             ((4, None), "pair"),
         ],
-        partial(check_step_to_keep, curve=[(0, 4.24), (4, 2.52), (16, 3.64)]): [  # exp(1.12) = 3.065, as in the lesson
+        partial(lesson.check_step_to_keep, curve=LESSONS): [
             ((4, 3.1), "Right. The last step would choose, at each token, among 3.1 times"),
             ((4, 3.07), "Right"),
             ((4, 3), "the ratio is not"),
@@ -83,7 +73,7 @@ def normal(quantile):
             ((4, 3.64 / 2.52), "ratio of the losses"),
             ((16, 3.1), "lowest"),
         ],
-        check_stopping: [
+        lesson.check_stopping: [
             (rule, "Right"),
             (lambda losses, patience: np.int64(found) if (found := rule(losses, patience)) else None, "Right"),
             (never_resets, "losses="),
@@ -97,7 +87,7 @@ def normal(quantile):
             (lambda losses, patience: losses[99], "IndexError"),
             (lambda losses: 1, "TypeError"),
         ],
-        check_interval: [
+        lesson.check_interval: [
             (bootstrap(), "Right"),
             (bootstrap(draws=1000), "Right"),
             (lambda before, after: bootstrap_interval(np.subtract(after, before), seed=3), "Right"),
@@ -123,41 +113,42 @@ def test_answers(said, check, answer, words):
 def test_four_runs_are_trained_and_only_revealed_when_asked(job):
     config = job.pop("config")
     config.max_steps, config.num_evaluations, config.max_eval_samples = 3, 2, 4
-    runs = faulty_runs(config, **job)
-    assert sorted(runs) == list("ABCD") and {run.fault for run in runs.values()} == set(FAULTS)
-    assert not any(kind in repr(run) for run in runs.values() for kind in FAULTS)
+    runs = lesson.faulty_runs(config, **job)
+    assert sorted(runs) == list("ABCD") and {run.fault for run in runs.values()} == set(lesson.FAULTS)
+    assert not any(kind in repr(run) for run in runs.values() for kind in lesson.FAULTS)
     for run in runs.values():
         assert [event["step"] for event in run.history if "eval_loss" in event] == [0, 2, 3]
         assert [event["step"] for event in run.history if "loss" in event] == [1, 2, 3]
     untrained = [run.history[0]["eval_loss"] for run in runs.values()]
     assert max(untrained) - min(untrained) < 1e-6  # all begin as the same model
-    table = reveal(runs, {"A": "healthy"})
+    table = lesson.reveal(runs, {"A": "healthy"})
     assert table.loc["A", "you said"] == "healthy" and table.loc["B", "you said"] == "?"
-    assert len(four_curves(runs, 3).axes) == 4
+    assert len(lesson.four_curves(runs, 3).axes) == 4
 
 
 def test_a_loss_that_is_no_number_is_drawn_and_called_diverged():
     history = [{"step": 0, "eval_loss": 4.0}, {"step": 1, "loss": 4.1}, {"step": 2, "loss": None}]
-    runs = {"A": FaultyRun("diverged", 1.0, 4, history)}
-    figure = four_curves(runs, 3)
+    runs = {"A": lesson.FaultyRun("diverged", 1.0, 4, history)}
+    figure = lesson.four_curves(runs, 3)
     assert "not a number ↑" in [text.get_text() for text in figure.axes[0].texts]
-    assert reveal(runs).loc["A", "the verdict on its curve"].startswith("diverged")
+    assert lesson.reveal(runs).loc["A", "the verdict on its curve"].startswith("diverged")
 
 
 def test_the_bootstrap_chart_writes_the_intervals():
-    figure = bootstrap_chart({"before": [0.1, 0.2], "after": [0.6, 0.7]}, {"before": (0.1, 0.2), "after": (0.6, 0.7)})
-    assert {"10% to 20%", "60% to 70%"} <= {text.get_text() for text in figure.axes[0].texts}
+    means = {"before": [0.1, 0.2], "after": [0.6, 0.7]}
+    figure = lesson.bootstrap_chart(means, {"before": (0.1, 0.2), "after": (0.6, 0.7)})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10% to 20%", "60% to 70%"]
 
 
 def test_both_parts_of_the_loss_make_up_the_whole(job):
     from helpers.evaluation import answer_losses
 
     model, tokenizer, examples = job["model"], job["tokenizer"], job["validation"].select(range(3))
-    fixed, other = loss_by_part(model, tokenizer, examples, ["The sum", " is "])
+    fixed, other = lesson.loss_by_part(model, tokenizer, examples, ["The sum", " is "])
     lengths = {len(row["completion"][0]["content"]) for row in examples}
     [letters], phrase = lengths, len("The sum is ")  # the tiny tokenizer has one token per letter
     total = (fixed * phrase + other * (letters - phrase)) / letters
     longer = [loss / count for loss, count in answer_losses(model, tokenizer, examples)]  # with the end token
     assert total == pytest.approx(sum(longer) / 3, rel=0.1)
     with pytest.raises(ValueError, match="do not hold both"):
-        loss_by_part(model, tokenizer, examples, ["no such words"])
+        lesson.loss_by_part(model, tokenizer, examples, ["no such words"])

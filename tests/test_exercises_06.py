@@ -8,15 +8,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from safetensors.torch import save_file
 
-from notebooks.lessons.lesson_06 import (
-    check_adapter_size,
-    check_merge,
-    check_prompt,
-    folder_table,
-    plain_model,
-    size_of,
-    size_table,
-)
+from notebooks.lessons import lesson_06 as lesson
 from tests.exercises import answers
 
 
@@ -32,7 +24,7 @@ def adapter(tmp_path_factory):
 
 @answers(
     {
-        check_adapter_size: [
+        lesson.check_adapter_size: [
             (0.01, "Right. Both matrices"),
             (0.0101, "Right"),
             (0.04, "trained with"),
@@ -71,7 +63,7 @@ def tokenizer(write):
 
 @answers(
     {
-        check_merge: [
+        lesson.check_merge: [
             (lambda w, a, b, alpha, rank: w + alpha / rank * b @ a, "Right"),
             (lambda w, a, b, alpha, rank: torch.addmm(w, b, a, alpha=alpha / rank), "Right"),
             (lambda w, a, b, alpha, rank: w + b @ a, "the factor before it"),
@@ -87,7 +79,7 @@ def tokenizer(write):
             (lambda w: w, "TypeError"),
             (in_place, "changes the W"),
         ],
-        partial(check_prompt, tokenizer=tokenizer(template)): [
+        partial(lesson.check_prompt, tokenizer=tokenizer(template)): [
             (template, "Right"),
             (partial(template, default=""), "the first 12 of 199 characters are right, up to ...'<|im_start|>'. Look"),
             (lambda messages: template(messages)[:-1], "white space"),
@@ -99,7 +91,7 @@ def tokenizer(write):
             (lambda messages: None, "returns None"),
             (lambda messages: messages["role"], "TypeError"),
         ],
-        partial(check_prompt, tokenizer=tokenizer(without_system)): [
+        partial(lesson.check_prompt, tokenizer=tokenizer(without_system)): [
             (partial(template, default=""), "Right"),
             (template, "up to ...'<|im_start|>'. Look"),
             (lambda messages: template(messages, "").replace("assistant", "model"), "Look at what comes next"),
@@ -116,14 +108,14 @@ def test_sizes_are_those_on_disk(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "small.txt").write_bytes(b"x" * 1000)
     (tmp_path / "inner" / "large.bin").write_bytes(b"x" * 4_000_000)
-    assert size_of(tmp_path) == 4_001_000 and size_of(tmp_path / "small.txt") == 1000
-    assert list(folder_table(tmp_path).index) == ["inner/large.bin", "small.txt"]
-    table = size_table({"one": tmp_path / "inner", "all": tmp_path})
+    assert lesson.size_of(tmp_path) == 4_001_000 and lesson.size_of(tmp_path / "small.txt") == 1000
+    assert list(lesson.folder_table(tmp_path).index) == ["inner/large.bin", "small.txt"]
+    table = lesson.size_table({"one": tmp_path / "inner", "all": tmp_path})
     assert list(table["MB"]) == [4.0, 4.0] and table.loc["all", "times the first"] == 1.0
 
 
 def test_a_plain_model_is_not_quantized_and_leaves_no_memory_behind(job, tiny_model):
-    with plain_model(tiny_model, job["plan"]) as model:
+    with lesson.plain_model(tiny_model, job["plan"]) as model:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} and not model.training
         assert model.get_memory_footprint() > 0
     assert model.get_memory_footprint() == 0

@@ -7,8 +7,8 @@ between `make test` and `make test-colab`, so this runs in both. A name that a n
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,9 +135,8 @@ class Finder(ast.NodeVisitor):
             if isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "super" and self.bases:
                 return f"{self.bases[0]}.{node.attr}"
             before = self.dotted(owner)
-            if not before or "()." in before:  # what an object's attribute is, nothing says
-                return None
-            return f"{before}.{node.attr}"
+            known = before and "()." not in before  # what an object's attribute is, nothing says
+            return f"{before}.{node.attr}" if known else None
         if isinstance(node, ast.Call) and (made := self.dotted(node.func)):  # what a call returns
             is_class = made.rpartition(".")[2][:1].isupper()
             return RETURNS.get(made, made) + "()" if made in RETURNS or is_class else None
@@ -150,7 +149,7 @@ def sources(root: Path) -> dict[str, str]:
     for folder in ("helpers", "tools", "benchmarks"):
         for path in sorted((root / folder).rglob("*.py")):
             found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
-    for path in sorted((root / "notebooks").rglob("[0-9][0-9]_*.ipynb")):
+    for path in [*course.lessons(root), *course.solutions(root), *course.worksheets(root)]:
         cells = course.code_cells(course.read(path))
         found[path.relative_to(root).as_posix()] = "\n".join(cell.source for cell in cells)
     return found | {"copy as code": copied_code()}
@@ -173,21 +172,11 @@ def calls_in(name: str, source: str) -> list[Call]:
 
 
 def find(dotted: str) -> object:
-    """The object behind a dotted name: the longest importable module, then attributes.
-
-    Raises:
-        AttributeError: this version does not have it.
-    """
-    parts = dotted.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ImportError:
-            continue
-        for part in parts[length:]:
-            found = getattr(found, part)
-        return found
-    raise AttributeError(dotted)
+    """The object behind a dotted name. AttributeError: this version does not have it."""
+    try:
+        return pkgutil.resolve_name(dotted)
+    except ImportError as error:
+        raise AttributeError(dotted) from error
 
 
 def missing(call: Call) -> list[str]:

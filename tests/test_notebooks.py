@@ -65,11 +65,6 @@ def test_it_is_valid_and_holds_no_outputs_or_widget_state(notebook):
     assert "widgets" not in notebook.metadata
 
 
-def test_every_cell_parses(notebook):
-    for cell in code_cells(notebook):
-        ast.parse(cell.source)
-
-
 def test_cells_are_short(runnable):
     sizes = [len(lines_of_code(cell)) for cell in code_cells(runnable)]
     assert statistics.median(sizes) <= 8 and max(sizes) <= 30
