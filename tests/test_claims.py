@@ -5,26 +5,13 @@ import re
 import pytest
 
 from benchmarks import claims
-from benchmarks.claims import (
-    BATCHES,
-    GB,
-    LADDER,
-    PAGE,
-    SEVEN,
-    THIRTEEN,
-    USUAL,
-    code_lines,
-    more_work,
-    saving,
-    shape,
-    whole_model_ratio,
-)
+from benchmarks.claims import BATCHES, GB, LADDER, SEVEN, more_work, saving, shape
 from helpers.hardware import GIB
 from helpers.memory import estimate
 
 
 def test_the_page_is_what_the_command_prints():
-    assert PAGE.read_text(encoding="utf-8") == claims.page(), "python -m benchmarks.claims --write"
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.page(), "python -m benchmarks.claims --write"
 
 
 def test_every_claim_of_the_specification_is_there():
@@ -40,13 +27,13 @@ def test_the_verdicts_on_memory_hold():
         assert estimate(shape(name), 1, 512).total_bytes < 10 * GIB
     sizes = [estimate(shape(name), 1, 512, quantization="none").total_bytes for name in SEVEN]
     assert sum(size < 16 * GB for size in sizes) == 1
-    thirteen = shape(THIRTEEN)
+    thirteen = shape(claims.THIRTEEN)
     assert estimate(thirteen, 1, 512).total_bytes < 10 * GB < estimate(thirteen, 4, 512).total_bytes * 1.1
-    assert estimate(thirteen, 1, 2048, **USUAL).total_bytes > 10 * GB
+    assert estimate(thirteen, 1, 2048, **claims.USUAL).total_bytes > 10 * GB
 
 
 def test_the_verdicts_on_shares_hold():
-    ratios = [whole_model_ratio(shape(name)) for name in LADDER]
+    ratios = [claims.whole_model_ratio(shape(name)) for name in LADDER]
     assert ratios == sorted(ratios, reverse=True) and min(ratios) > 0.25  # small models shrink least
     trainable = [shape(name).lora_parameters(16) / shape(name).parameters() for name in LADDER]
     assert trainable == sorted(trainable, reverse=True) and trainable[0] > 0.03 and trainable[2] < 0.01
@@ -64,11 +51,11 @@ def test_the_verdicts_on_shares_hold():
     ],
 )
 def test_lines_of_code_are_counted_without_comments_and_docstrings(source, lines):
-    assert code_lines(source) == lines
+    assert claims.code_lines(source) == lines
 
 
 def test_the_page_is_plain_markdown():
-    text = PAGE.read_text(encoding="utf-8")
+    text = claims.PAGE.read_text(encoding="utf-8")
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "nan" not in text and "{" not in text

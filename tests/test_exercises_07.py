@@ -1,74 +1,16 @@
 """The checks of lesson 07: right, wrong, missing and absurd answers."""
 
-import math
+from functools import partial
 
-import pytest
 import torch
 
 from helpers.hardware import KNOWN_GPUS
 from helpers.registry import CATALOG
 from notebooks.lessons.lesson_07 import check_accumulation, check_combined, check_needs_sharding, fits
+from tests.exercises import answers
 
 MODELS = ("Qwen3-4B", "Llama-3.1-8B-Instruct", "Llama-2-13b-chat-hf", "Qwen3-14B")
 CARD, LENGTH = "RTX 4060", 1024
-
-
-@pytest.mark.parametrize(
-    ("answer", "beginning", "holds"),
-    [
-        (4, "Right", "factors"),
-        (4.0, "Right", ""),
-        (16, "Not yet", "one GPU"),
-        (2, "Not yet", "16 examples"),
-        (8, "Not yet", "at a time"),
-        (1, "Not yet", "8 examples"),
-        (0, "Not yet", "0 examples"),
-        (-4, "Not yet", ""),
-        (None, "Your turn", ""),
-        ("4", "Not yet", "number"),
-        (True, "Not yet", "number"),
-        (math.nan, "Not yet", "number"),
-        (math.inf, "Not yet", "number"),
-        ([4], "Not yet", "number"),
-    ],
-)
-def test_accumulation(answer, beginning, holds, said):
-    line = said(check_accumulation, answer, effective_batch=32, micro_batch=2, gpus=4)
-    assert line.startswith(beginning) and holds in line
-
-
-@pytest.mark.parametrize(
-    ("answer", "beginning", "holds"),
-    [
-        (["Llama-2-13b-chat-hf"], "Right", "strip"),
-        ("Llama-2-13b-chat-hf", "Right", ""),
-        ({"Llama-2-13b-chat-hf"}, "Right", ""),
-        (["Llama-2-13b-chat-hf", "Llama-2-13b-chat-hf"], "Right", ""),
-        ([], "Not yet", "missing"),
-        (["Qwen3-4B", "Llama-2-13b-chat-hf"], "Not yet", "Qwen3-4B fits one"),
-        (["Llama-2-13b-chat-hf", "Qwen3-14B"], "Not yet", "stays whole"),
-        (list(MODELS), "Not yet", "fits one"),
-        (["Llama-2-13b"], "Not yet", "is not among them"),
-        (None, "Your turn", ""),
-        (7, "Not yet", "list of names"),
-        ([7, None], "Not yet", "is not among them"),
-        ([["Qwen3-4B"]], "Not yet", "list of names"),
-        ("", "Not yet", "is not among them"),
-    ],
-)
-def test_needs_sharding(answer, beginning, holds, said):
-    line = said(check_needs_sharding, answer, MODELS, CARD, LENGTH)
-    assert line.startswith(beginning) and holds in line
-
-
-def test_the_question_has_one_of_each_kind():
-    """One that fits a single card, one that fits two that shard, and one that fits neither; no copy of all weights helps."""
-    kinds = {
-        name: (fits(KNOWN_GPUS[CARD], name, LENGTH), fits(KNOWN_GPUS[CARD], name, LENGTH, gpus=2, sharded=True))
-        for name in MODELS
-    }
-    assert set(kinds.values()) == {(True, True), (False, True), (False, False)}
-    assert not fits(KNOWN_GPUS[CARD], "Llama-2-13b-chat-hf", LENGTH, gpus=2)
 
 
 def right(gradients, tokens):
@@ -86,47 +28,79 @@ def stacked(gradients, tokens):
     return (torch.stack(gradients).nan_to_num() * shares[:, None]).sum(0)
 
 
-@pytest.mark.parametrize(
-    ("answer", "beginning", "holds"),
-    [
-        (right, "Right", ""),
-        (stacked, "Right", ""),
-        (lambda gradients, tokens: right(gradients, tokens).tolist(), "Right", ""),
-        (lambda gradients, tokens: sum(gradients) / len(gradients), "Not yet", "few tokens"),
-        (lambda gradients, tokens: sum(gradients), "Not yet", "sum"),
-        (lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)), "Not yet", "size is not"),
-        (
-            lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / len(tokens),
-            "Not yet",
-            "size is not",
-        ),
-        (lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / sum(tokens), "Not yet", "nan"),
-        (lambda gradients, tokens: right(gradients, tokens) * 7, "Not yet", "another gradient"),
-        (lambda gradients, tokens: gradients[0], "Not yet", "another gradient"),
-        (lambda gradients, tokens: torch.cat(gradients), "Not yet", "shape"),
-        (lambda gradients, tokens: 7, "Not yet", "shape"),
-        (lambda gradients, tokens: None, "Not yet", "raises"),
-        (lambda gradients, tokens: "text", "Not yet", "raises"),
-        (lambda gradients, tokens: gradients.clear(), "Not yet", "raises"),
-        (lambda gradients, tokens: 1 / 0, "Not yet", "ZeroDivisionError"),
-        (lambda gradients: gradients, "Not yet", "TypeError"),
-        (in_place, "Not yet", "changes the gradients"),
-        (None, "Your turn", ""),
-        (12, "Not yet", "function itself"),
-    ],
+def clears(gradients, tokens):
+    result = right(gradients, tokens)
+    gradients.clear()
+    return result
+
+
+def weighted(divisor):
+    """The sum of all losses, where no worker is idle, divided by something."""
+    return lambda gradients, tokens: sum(g * t for g, t in zip(gradients, tokens)) / divisor(tokens)
+
+
+@answers(
+    {
+        partial(check_accumulation, effective_batch=32, micro_batch=2, gpus=4): [
+            (4, "Right: three factors"),
+            (4.0, "Right"),
+            (16, "one GPU"),
+            (2, "16 examples"),
+            (8, "at a time"),
+            (1, "8 examples"),
+            (0, "0 examples"),
+            (-4, "-32 examples"),
+            ([4], "the answer is a number"),
+        ],
+        partial(check_needs_sharding, models=MODELS, card=CARD, max_length=LENGTH): [
+            (["Llama-2-13b-chat-hf"], "Right"),
+            ("Llama-2-13b-chat-hf", "Right"),
+            ({"Llama-2-13b-chat-hf"}, "Right"),
+            (["Llama-2-13b-chat-hf", "Llama-2-13b-chat-hf"], "Right"),
+            ([], "missing"),
+            (["Qwen3-4B", "Llama-2-13b-chat-hf"], "Qwen3-4B fits one"),
+            (["Llama-2-13b-chat-hf", "Qwen3-14B"], "stays whole"),
+            (list(MODELS), "fits one"),
+            (["Llama-2-13b"], "is not among them"),
+            (7, "list of names"),
+            ([7, None], "is not among them"),
+            ([["Qwen3-4B"]], "list of names"),
+            ("", "is not among them"),
+        ],
+        check_combined: [
+            (right, "Right"),
+            (stacked, "Right"),
+            (lambda gradients, tokens: right(gradients, tokens).tolist(), "Right"),
+            (lambda gradients, tokens: sum(gradients) / len(gradients), "few tokens"),
+            (lambda gradients, tokens: sum(gradients), "sum"),
+            (weighted(lambda tokens: 1), "size is not"),
+            (weighted(len), "size is not"),
+            (weighted(sum), "nan"),
+            (lambda gradients, tokens: right(gradients, tokens) * 7, "another gradient"),
+            (lambda gradients, tokens: gradients[0], "another gradient"),
+            (lambda gradients, tokens: torch.cat(gradients), "shape"),
+            (lambda gradients, tokens: 7, "shape"),
+            (lambda gradients, tokens: None, "returns None"),
+            (lambda gradients, tokens: gradients.clear(), "returns None"),
+            (lambda gradients, tokens: "text", "returns 'text'"),
+            (lambda gradients: gradients, "TypeError"),
+            (clears, "changes the gradients"),
+            (in_place, "changes the gradients"),
+        ],
+    }
 )
-def test_combined(answer, beginning, holds, said):
-    line = said(check_combined, answer)
-    assert line.startswith(beginning) and holds in line
+def test_answers(said, check, answer, words):
+    said(check, answer, words)
 
 
-def test_gradients_that_were_thrown_away_are_noticed(said):
-    def clears(gradients, tokens):
-        result = right(gradients, tokens)
-        gradients.clear()
-        return result
-
-    assert "changes the gradients" in said(check_combined, clears)
+def test_the_question_has_one_of_each_kind():
+    """One that fits a single card, one that fits two that shard, and one that fits neither; no copy of all weights helps."""
+    kinds = {
+        name: (fits(KNOWN_GPUS[CARD], name, LENGTH), fits(KNOWN_GPUS[CARD], name, LENGTH, gpus=2, sharded=True))
+        for name in MODELS
+    }
+    assert set(kinds.values()) == {(True, True), (False, True), (False, False)}
+    assert not fits(KNOWN_GPUS[CARD], "Llama-2-13b-chat-hf", LENGTH, gpus=2)
 
 
 def test_what_the_lesson_says_of_the_menu():

@@ -7,15 +7,14 @@ between `make test` and `make test-colab`, so this runs in both. A name that a n
 from __future__ import annotations
 
 import ast
-import builtins
-import importlib
 import inspect
-import typing
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import pytest
+
+from tools import course
 
 LIBRARIES = ("transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "huggingface_hub")
 # Methods that hand **kwargs on, and the functions that read them there: looked up in the source of these.
@@ -67,9 +66,8 @@ class Finder(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
-            self.names[alias.asname or alias.name.partition(".")[0]] = (
-                alias.name if alias.asname else alias.name.partition(".")[0]
-            )
+            whole = alias.name.partition(".")[0]
+            self.names[alias.asname or whole] = alias.name if alias.asname else whole
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for alias in node.names:
@@ -79,15 +77,13 @@ class Finder(ast.NodeVisitor):
     def visit_IfExp(self, node: ast.IfExp) -> None:
         """`x.new() if hasattr(x, "new") else ...` asks the version itself, so only the branch that would run counts."""
         self.visit(node.test)
-        asked = node.test
-        known = (
-            isinstance(asked, ast.Call) and getattr(asked.func, "id", "") == "hasattr" and self.dotted(asked.args[0])
-        )
-        if known and known.partition(".")[0] in LIBRARIES:
-            self.visit(node.body if exists(f"{known}.{asked.args[1].value}") else node.orelse)
-        else:
-            self.visit(node.body)
-            self.visit(node.orelse)
+        asked, branches = node.test, [node.body, node.orelse]
+        if isinstance(asked, ast.Call) and getattr(asked.func, "id", "") == "hasattr":
+            known = self.dotted(asked.args[0]) or ""
+            if known.partition(".")[0] in LIBRARIES:
+                branches = branches[:1] if exists(f"{known}.{asked.args[1].value}") else branches[1:]
+        for branch in branches:
+            self.visit(branch)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         outer, self.bases = self.bases, [name for base in node.bases if (name := self.dotted(base))]
@@ -103,19 +99,16 @@ class Finder(ast.NodeVisitor):
         if self.bases:
             self.names["self"] = self.bases[0] + "()"
         self.generic_visit(node)
-        self.names = outer | {
-            name: kind for name, kind in self.names.items() if name not in outer and not kind.endswith("()")
-        }
+        new = {name: kind for name, kind in self.names.items() if not kind.endswith("()")}
+        self.names = new | outer
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.generic_visit(node)
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.names.pop(target.id, None)
-                if isinstance(node.value, ast.Call) and (made := self.dotted(node.value.func)):
-                    kind = RETURNS.get(made, made if made.rpartition(".")[2][:1].isupper() else None)
-                    if kind:
-                        self.names[target.id] = kind + "()"
+                if isinstance(node.value, ast.Call) and (made := self.dotted(node.value)):
+                    self.names[target.id] = made
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
@@ -142,16 +135,11 @@ class Finder(ast.NodeVisitor):
             if isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "super" and self.bases:
                 return f"{self.bases[0]}.{node.attr}"
             before = self.dotted(owner)
-            if not before or "()." in before:  # what an object's attribute is, nothing says
-                return None
-            return f"{before}.{node.attr}"
-        if isinstance(node, ast.Call):  # a call on what a call returns
-            made = self.dotted(node.func)
-            return (
-                (RETURNS.get(made, made) + "()")
-                if made and (made in RETURNS or made.rpartition(".")[2][:1].isupper())
-                else None
-            )
+            known = before and "()." not in before  # what an object's attribute is, nothing says
+            return f"{before}.{node.attr}" if known else None
+        if isinstance(node, ast.Call) and (made := self.dotted(node.func)):  # what a call returns
+            is_class = made.rpartition(".")[2][:1].isupper()
+            return RETURNS.get(made, made) + "()" if made in RETURNS or is_class else None
         return None
 
 
@@ -161,21 +149,20 @@ def sources(root: Path) -> dict[str, str]:
     for folder in ("helpers", "tools", "benchmarks"):
         for path in sorted((root / folder).rglob("*.py")):
             found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
-    for path in sorted((root / "notebooks").rglob("[0-9][0-9]_*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        found[path.relative_to(root).as_posix()] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    return found | written_by_the_kit()
+    for path in [*course.lessons(root), *course.solutions(root), *course.worksheets(root)]:
+        cells = course.code_cells(course.read(path))
+        found[path.relative_to(root).as_posix()] = "\n".join(cell.source for cell in cells)
+    return found | {"copy as code": copied_code()}
 
 
-def written_by_the_kit() -> dict[str, str]:
+def copied_code() -> str:
     from helpers.config import TrainConfig
     from helpers.hardware import KNOWN_GPUS
     from helpers.panel.code import as_code
     from helpers.planner import make_plan
 
     config = TrainConfig(model="Qwen2.5-1.5B-Instruct")
-    plan = make_plan(config, KNOWN_GPUS["T4"], exact=False)
-    return {"copy as code": as_code(config, plan, training_examples=1000)}
+    return as_code(config, make_plan(config, KNOWN_GPUS["T4"], exact=False), training_examples=1000)
 
 
 def calls_in(name: str, source: str) -> list[Call]:
@@ -185,21 +172,11 @@ def calls_in(name: str, source: str) -> list[Call]:
 
 
 def find(dotted: str) -> object:
-    """The object behind a dotted name: the longest importable module, then attributes.
-
-    Raises:
-        AttributeError: this version does not have it.
-    """
-    parts = dotted.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ImportError:
-            continue
-        for part in parts[length:]:
-            found = getattr(found, part)
-        return found
-    raise AttributeError(dotted)
+    """The object behind a dotted name. AttributeError: this version does not have it."""
+    try:
+        return pkgutil.resolve_name(dotted)
+    except ImportError as error:
+        raise AttributeError(dotted) from error
 
 
 def missing(call: Call) -> list[str]:
@@ -207,17 +184,12 @@ def missing(call: Call) -> list[str]:
     function = find(call.target)
     parameters = inspect.signature(function).parameters
     unknown = [keyword for keyword in call.keywords if keyword not in parameters]
-    if not unknown or not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or call.target in FREE:
-        return unknown if call.target not in FREE else []
-    text = "".join(
-        inspect.getsource(inspect.unwrap(typing.cast(typing.Callable, source)))
-        for source in handed_on(call.target, function)
-    )
-    return [
-        keyword
-        for keyword in unknown
-        if f'"{keyword}"' not in text and f"{keyword}:" not in text and f"{keyword}=" not in text
-    ]
+    if call.target in FREE:
+        return []
+    if not unknown or not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return unknown
+    text = "".join(inspect.getsource(inspect.unwrap(source)) for source in handed_on(call.target, function))
+    return [name for name in unknown if not any(form in text for form in (f'"{name}"', f"{name}:", f"{name}="))]
 
 
 def handed_on(target: str, function: object) -> list[object]:
@@ -251,57 +223,36 @@ def test_every_keyword_exists_in_these_versions(root, say):
             wrong += [f"{call.place}: {call.target} has no {keyword}" for keyword in missing(call)]
         except AttributeError as error:
             wrong.append(f"{call.place}: {call.target} is not there ({error})")
-    say(
-        f"{sum(len(call.keywords) for call in calls)} keywords in {len(calls)} calls of {len({call.target for call in calls})} functions"
-    )
+    keywords, functions = sum(len(call.keywords) for call in calls), {call.target for call in calls}
+    say(f"{keywords} keywords in {len(calls)} calls of {len(functions)} functions")
     assert not wrong, "\n".join(wrong)
-    found = {call.target.rpartition(".")[2] for call in calls}
-    assert found >= {
-        "SFTConfig",
-        "LoraConfig",
-        "BitsAndBytesConfig",
-        "from_pretrained",
-        "generate",
-        "apply_chat_template",
-        "snapshot_download",
-    }
+    usual = "SFTConfig LoraConfig BitsAndBytesConfig from_pretrained generate apply_chat_template snapshot_download"
+    assert {target.rpartition(".")[2] for target in functions} >= set(usual.split())
 
 
 @pytest.mark.parametrize(
-    "code, wrong",
+    ("imports", "code", "wrong"),
     [
-        ("from trl import SFTConfig\nSFTConfig(max_length=1, max_seq_length=2)", ["max_seq_length"]),
-        ("import peft as p\ndef f():\n    p.LoraConfig(r=1, rank=2)", ["rank"]),
-        (
-            "from transformers import AutoModelForCausalLM as A\nA.from_pretrained('x', device_map={}, dtype=1, devicemap=2)",
-            ["devicemap"],
-        ),
-        (
-            "from transformers import PreTrainedModel as M\ndef f(m: M | None):\n    m.generate(max_new_tokens=1, max_new_token=2)",
-            ["max_new_token"],
-        ),
-        (
-            "from trl import SFTTrainer\nclass T(SFTTrainer):\n    def f(self):\n        self.train(resume=1)",
-            ["resume"],
-        ),
-        ("from datasets import Dataset\nrows = Dataset.from_list([])\nrows.map(print, batches=True)", ["batches"]),
+        ("from trl import SFTConfig", "SFTConfig(max_length=1, max_seq_length=2)", "max_seq_length"),
+        ("import peft as p", "def f():\n    p.LoraConfig(r=1, rank=2)", "rank"),
+        ("from transformers import AutoModelForCausalLM as A", "A.from_pretrained('x', dtype=1, dtypes=2)", "dtypes"),
+        ("from transformers import PreTrainedModel as M", "def f(m: M | None):\n    m.generate(max_new=1)", "max_new"),
+        ("from trl import SFTTrainer as S", "class T(S):\n    def f(self):\n        self.train(resume=1)", "resume"),
+        ("from datasets import Dataset", "a = Dataset.from_list([])\na.map(print, batches=True)", "batches"),
     ],
 )
-def test_a_keyword_that_does_not_exist_is_found(code, wrong):
-    assert [keyword for call in calls_in("x.py", code) for keyword in missing(call)] == wrong
+def test_a_keyword_that_does_not_exist_is_found(imports, code, wrong):
+    calls = calls_in("x.py", f"{imports}\n{code}")
+    assert [keyword for call in calls for keyword in missing(call)] == [wrong]
 
 
 def test_a_call_that_the_code_makes_only_where_it_exists_is_not_asked_for_elsewhere():
-    code = "import trl\nx = trl.Missing(a=1) if hasattr(trl, 'Missing') else trl.SFTConfig(b=2)\ny = trl.SFTConfig(c=1) if hasattr(trl, 'SFTConfig') else 0"
+    code = """import trl
+x = trl.Missing(a=1) if hasattr(trl, 'Missing') else trl.SFTConfig(b=2)
+y = trl.SFTConfig(c=1) if hasattr(trl, 'SFTConfig') else 0"""
     assert [call.keywords for call in calls_in("x.py", code)] == [["b"], ["c"]]
 
 
 def test_what_is_not_a_librarys_is_left_alone():
-    assert (
-        calls_in(
-            "x.py",
-            "def f(model):\n    model.generate(anything=1)\nprint(sep='')\nimport os\nos.walk('.', topdown=True)",
-        )
-        == []
-    )
-    assert hasattr(builtins, "print")
+    code = "def f(model):\n    model.generate(anything=1)\nprint(sep='')\nimport os\nos.walk('.', topdown=True)"
+    assert calls_in("x.py", code) == []

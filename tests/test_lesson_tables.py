@@ -27,10 +27,8 @@ def test_what_is_not_measured_says_so():
 
 
 def test_times_are_rounded_up_and_memory_to_half_gigabytes():
-    recorded = {
-        "02_x": {"CPU": {"seconds": 119.0, "peak_gib": 2.01}},
-        "05_x": {"CPU": {"seconds": 61.0, "peak_gib": 1.3}},
-    }
+    measured = {"02_x": (119.0, 2.01), "05_x": (61.0, 1.3)}
+    recorded = {stem: {"CPU": {"seconds": seconds, "peak_gib": gib}} for stem, (seconds, gib) in measured.items()}
     assert "about 2 minutes on one core | 2.5 GB of RAM" in cpu_row("02_x", recorded)
     assert "about 2 minutes on one core, if notebook 04 has left its run | 1.5 GB of RAM" in cpu_row("05_x", recorded)
 

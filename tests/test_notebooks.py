@@ -16,14 +16,10 @@ import nbformat
 import pytest
 
 from tools import stamp
-from tools.course import code_cells, lessons, lines_of_code, prose, solutions, worksheets
+from tools.course import code_cells, lessons, lines_of_code, prose, read, solutions, worksheets
 
 LESSONS, SOLUTIONS, WORKSHEETS = lessons(), solutions(), worksheets()
 QUICKSTART = LESSONS[0]
-
-
-def read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
 
 
 def name(path: Path) -> str:
@@ -45,31 +41,28 @@ def notebook(request):
     return read(request.param)
 
 
-def checks(notebook: nbformat.NotebookNode) -> set[str]:
-    """Names of the check functions that a notebook imports."""
+def imported(source: str) -> dict[str, str]:
+    """The name that code gives to what it imports -> the module that it comes from."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {
-        alias.name
-        for cell in code_cells(notebook)
-        for node in ast.walk(ast.parse(cell.source))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("notebooks.lessons")
+        (alias.asname or alias.name).partition(".")[0]: getattr(node, "module", alias.name)
+        for node in nodes
         for alias in node.names
-        if alias.name.startswith("check")
     }
 
 
-def test_the_first_notebook_is_the_quickstart():
-    assert QUICKSTART.stem == "00_quickstart"
+def checks(notebook: nbformat.NotebookNode) -> set[str]:
+    """Names of the check functions that a notebook imports."""
+    names = [imported(cell.source).items() for cell in code_cells(notebook)]
+    return {
+        name for pairs in names for name, module in pairs if module.startswith("notebooks.lessons") and "check" in name
+    }
 
 
 def test_it_is_valid_and_holds_no_outputs_or_widget_state(notebook):
     nbformat.validate(notebook)
     assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
     assert "widgets" not in notebook.metadata
-
-
-def test_every_cell_parses(notebook):
-    for cell in code_cells(notebook):
-        ast.parse(cell.source)
 
 
 def test_cells_are_short(runnable):
@@ -119,12 +112,8 @@ def test_stamping_changes_everything_and_only_the_address(root, tmp_path, monkey
     for path in (path.relative_to(root) for path in LESSONS + SOLUTIONS + WORKSHEETS):
         changed = (tmp_path / path).read_text(encoding="utf-8")
         assert f"github.com/someone/their-kit/blob/v2/{path.as_posix()}" in changed and repo not in changed
-        back = (
-            changed.replace("someone/their-kit", repo)
-            .replace("blob/v2", f"blob/{tag}")
-            .replace('\\"v2\\"', f'\\"{tag}\\"')
-        )
-        assert back == (root / path).read_text(encoding="utf-8")
+        back = changed.replace("someone/their-kit", repo).replace("blob/v2", f"blob/{tag}")
+        assert back.replace('\\"v2\\"', f'\\"{tag}\\"') == (root / path).read_text(encoding="utf-8")
 
 
 def test_the_readme_lists_the_lessons_and_not_their_copies(root):
@@ -139,32 +128,20 @@ def test_no_cell_upgrades_or_uses_the_shell(notebook):
 
 
 def test_nothing_heavy_is_imported_before_the_setup(notebook):
-    imported = {
-        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
-        for node in ast.walk(ast.parse(code_cells(notebook)[0].source))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    assert imported == {"os", "subprocess", "sys", "pathlib", "helpers"}
+    modules = imported(code_cells(notebook)[0].source).values()
+    assert {module.partition(".")[0] for module in modules} == {"os", "subprocess", "sys", "pathlib", "helpers"}
 
 
 def test_every_name_is_defined_before_it_is_used(runnable):
     known = set(dir(builtins)) | {"__name__"}
     for cell in code_cells(runnable):
-        tree = ast.parse(cell.source)
-        stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        stored |= {
-            (alias.asname or alias.name).partition(".")[0]
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for alias in node.names
-        }
-        stored |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-        stored |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
-        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-        assert used <= known | stored, f"{used - known - stored} in\n{cell.source}"
-        known |= stored
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        defined = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler)]
+        known |= {node.id for node in names if isinstance(node.ctx, ast.Store)} | {node.name for node in defined}
+        known |= {node.arg for node in nodes if isinstance(node, ast.arg)} | set(imported(cell.source))
+        used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        assert used <= known, f"{used - known} in\n{cell.source}"
 
 
 def test_it_asks_colab_for_a_t4(notebook):

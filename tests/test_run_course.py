@@ -12,16 +12,13 @@ from tools import run_course
 from tools.run_course import Result, run_all, wrong_checks
 
 IMPORT = "from notebooks.lessons.halves import check_half, check_third as check_other"
+BOTH = f"{IMPORT}\ncheck_half(2); check_other(1)"
 
 
 def executed(*cells: tuple[str, str]) -> nbformat.NotebookNode:
     """A notebook after its execution: (source, what it printed) for each code cell."""
-    return new_notebook(
-        cells=[
-            new_code_cell(source, outputs=[new_output("stream", name="stdout", text=text)] if text else [])
-            for source, text in cells
-        ]
-    )
+    printed = [(source, [new_output("stream", name="stdout", text=text)] if text else []) for source, text in cells]
+    return new_notebook(cells=[new_code_cell(source, outputs=outputs) for source, outputs in printed])
 
 
 @pytest.mark.parametrize(
@@ -31,10 +28,7 @@ def executed(*cells: tuple[str, str]) -> nbformat.NotebookNode:
         ([(f"{IMPORT}\ncheck_half(2)", "Not yet: is that half?\n")], ["check_half said 'Not yet: is that half?'"]),
         ([(f"{IMPORT}\ncheck_half(2)", "Your turn")], ["check_half said 'Your turn'"]),
         ([(f"{IMPORT}\ncheck_half(2)", "")], ["check_half said ''"]),
-        (
-            [(f"{IMPORT}\ncheck_half(2); check_other(1)", "Right\nNot yet: All Right\n")],
-            ["check_half, check_other said 'Right\\nNot yet: All Right'"],
-        ),
+        ([(BOTH, "Right\nNot yet: All Right\n")], ["check_half, check_other said 'Right\\nNot yet: All Right'"]),
         ([(IMPORT, ""), ("print('Right')", "Right\n")], ["no check is called"]),
     ],
 )

@@ -14,39 +14,35 @@ from typing import Any
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from helpers.data.tokens import MASKED, Tokens, tokenize
-from helpers.plots import MARKERS, MUTED
+from helpers.plots import MARKERS, MUTED, TRAIN, VALIDATION
 from helpers.registry import CATALOG
 from notebooks.lessons.scaffold import (
     NotYet,
     attempt,
-    bare_axes,
-    bare_figure,
+    chart,
     exercise,
-    function,
+    level,
+    lora_trials,
     mixed_precision,
-    note,
+    must_be,
     number,
-    tidy,
 )
 
-LARGEST_GRADIENT = 1.0  # longer ones are shortened to this, as the trainer of lesson 04 does
+Examples = Sequence[Tokens]
 
 
 @dataclass
 class ShortRun:
-    """What a short training left: losses per answer token, and seconds."""
+    """What a short training left: loss per answer token of each step's examples and of the validation part, and seconds."""
 
     training: list[float] = field(default_factory=list)
-    """One for each step, on the examples of that step, before it."""
     before: float = 0.0
     after: float = 0.0
-    """Validation loss before the first and after the last step."""
     seconds: float = 0.0
 
 
@@ -58,12 +54,7 @@ def short_examples(examples: Dataset, tokenizer: PreTrainedTokenizerBase, count:
 
 
 def short_training(
-    model: PeftModel,
-    training: Sequence[Tokens],
-    validation: Sequence[Tokens],
-    steps: int,
-    batch: int = 2,
-    learning_rate: float = 1e-3,
+    model: PeftModel, training: Examples, validation: Examples, steps: int, batch: int = 2, learning_rate: float = 1e-3
 ) -> ShortRun:
     """Train the adapter of `model` for a few steps: the bare loop, without anything that a real run needs (lesson 04 has that).
 
@@ -75,7 +66,7 @@ def short_training(
     model.train()
     for step in range(steps):
         examples = [training[(step * batch + place) % len(training)] for place in range(batch)]
-        answer_tokens = sum(_trained(example) for example in examples)
+        answer_tokens = sum(example.trained for example in examples)
         total = 0.0
         for example in examples:  # one after the other: the gradients add up to those of the whole batch
             with mixed_precision(model) as scale:
@@ -84,7 +75,7 @@ def short_training(
             total += loss.item()
         for weight in weights:
             weight.grad /= scale
-        torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)  # longer gradients are shortened, as by the trainer of lesson 04
         optimizer.step()
         optimizer.zero_grad()
         run.training.append(total)
@@ -96,183 +87,135 @@ def short_training(
 
 
 @torch.no_grad()
-def validation_loss(model: PreTrainedModel | PeftModel, examples: Sequence[Tokens]) -> float:
+def validation_loss(model: PeftModel, examples: Examples) -> float:
     """Mean loss over all answer tokens of `examples`."""
-    was_training = model.training
     model.eval()
     with mixed_precision(model):
         losses = [_summed_loss(model, example).item() for example in examples]
-    model.train(was_training)
-    return sum(losses) / sum(_trained(example) for example in examples)
+    return sum(losses) / sum(example.trained for example in examples)
 
 
 def _summed_loss(model: torch.nn.Module, example: Tokens) -> torch.Tensor:
     """Loss of one example, added up over its answer's tokens. Logits are computed only where the answer is."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([example.ids], device=device)
-    labels = torch.tensor(example.labels[1:], device=device)  # position i predicts token i + 1
-    first = int((labels != MASKED).nonzero()[0])
-    kept = len(labels) - first
-    logits = model(input_ids=ids, logits_to_keep=kept + 1).logits[0, :-1].float()
+    ids, labels = (torch.tensor(part, device=model.device) for part in example)
+    first = int((labels != MASKED).nonzero()[0])  # position i predicts token i + 1
+    logits = model(input_ids=ids[None], logits_to_keep=len(ids) - first + 1).logits[0, :-1].float()
     return cross_entropy(logits, labels[first:], ignore_index=MASKED, reduction="sum")
 
 
-def _trained(example: Tokens) -> int:
-    return sum(label != MASKED for label in example.labels[1:])
-
-
+@chart
 def rank_chart(runs: Mapping[int, ShortRun]) -> Figure:
-    """Training loss by step, one line per rank, beside the validation loss that each rank ended with.
-
-    Args:
-        runs: rank -> what its training left.
-    """
-    figure = bare_figure(7.6, 3.5)
-    left, right = (tidy(axes) for axes in figure.subplots(1, 2, width_ratios=(3, 2)))
+    """Training loss by step, one line per rank (the keys of `runs`), beside the validation loss that each ended with."""
+    figure = Figure(figsize=(7.6, 3.5))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for (rank, run), marker in zip(runs.items(), MARKERS):
-        steps = range(1, len(run.training) + 1)
-        [line] = left.plot(steps, run.training, marker=marker, markersize=4, linewidth=1.6, label=f"rank {rank}")
-        right.plot([rank], [run.after], marker=marker, markersize=8, color=line.get_color(), linestyle="none")
-        note(right, f"{run.after:.2f}", (rank, run.after), (0, 9), ha="center")
+        [line] = left.plot(range(1, len(run.training) + 1), run.training, marker=marker, ms=4, label=f"rank {rank}")
+        right.plot(rank, run.after, marker=marker, markersize=8, color=line.get_color())
+        place, looks = (rank, run.after), {"textcoords": "offset points", "ha": "center", "fontsize": 8.5}
+        right.annotate(f"{run.after:.2f}", place, (0, 9), **looks)
     right.plot(list(runs), [run.after for run in runs.values()], color=MUTED, linewidth=1, zorder=0)
     before = next(iter(runs.values())).before
-    right.axhline(before, color=MUTED, linestyle=":", linewidth=1.2)
-    looks = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "color": MUTED}
-    note(right, f"untrained: {before:.2f}", (1, before), (0, -4), **looks)
+    level(right, before, f"untrained: {before:.2f}")
     right.set_xscale("log", base=2)
-    right.set_xticks(list(runs), [str(rank) for rank in runs])
-    right.set_ylim(0, before * 1.08)
+    right.set_xticks(list(runs), list(runs))
     right.margins(x=0.15)
-    left.set_ylim(bottom=0)
-    left.set(xlabel="optimizer step", ylabel="training loss per answer token")
-    right.set(xlabel="rank", ylabel="validation loss after the last step")
-    left.legend(frameon=False, loc="lower left")
+    right.set(xlabel="rank", ylabel="validation loss after the last step", ylim=(0, before * 1.08))
+    left.set(xlabel="optimizer step", ylabel="training loss per answer token", ylim=(0, None))
+    left.legend(loc="lower left")
     return figure
 
 
+@chart
 def shapes_chart(outputs: int, inputs: int, rank: int) -> Figure:
     """The frozen matrix W beside B and A, drawn to scale: the area is the number of weights."""
     gap = 0.5 * inputs
-    figure, axes = bare_axes(7.2, 2.9)
-    pieces = [
-        ("W, frozen", 0.0, inputs, outputs, MUTED),
-        ("B", inputs + gap, rank, outputs, "#4c78a8"),
-        ("A", inputs + 2 * gap + rank, inputs, rank, "#e45756"),
-    ]
-    for name, left, width, height, color in pieces:
-        axes.add_patch(Rectangle((left, -height), width, height, color=color, linewidth=0))
-        inside = width > gap and height > gap
-        place = (left + width / 2, -height / 2) if inside else (left + width / 2, -height - 0.04 * outputs)
-        words = f"{name}\n{height:,} x {width:,} = {height * width:,}"
-        axes.annotate(
-            words, place, ha="center", va="center" if inside else "top", fontsize=9, color="white" if inside else color
-        )
-    for sign, place in [("+ (alpha/r) ·", inputs + gap / 2), ("·", inputs + 1.5 * gap + rank)]:
-        axes.annotate(sign, (place, -outputs / 2), ha="center", va="center", fontsize=11)
-    axes.set_xlim(-0.02 * inputs, 2 * inputs + 2.1 * gap + rank)
-    axes.set_ylim(-1.2 * outputs, 0.05 * outputs)
-    axes.set_aspect("equal")
+    after_w, after_b = inputs + gap, inputs + 2 * gap + rank
+    figure = Figure(figsize=(7.2, 2.9))
+    axes = figure.add_subplot(aspect="equal")
+    widths, heights = [inputs, rank, inputs], [outputs, outputs, rank]
+    downward = [-height for height in heights]
+    colors = [MUTED, TRAIN, VALIDATION]
+    bars = axes.bar([0, after_w, after_b], downward, widths, align="edge", color=colors)
+    names = ["W, frozen", "B", "A"]
+    words = [f"{name}\n{high:,} x {wide:,} = {high * wide:,}" for name, high, wide in zip(names, heights, widths)]
+    axes.bar_label(bars, words, padding=4, fontsize=9)
+    for sign, place in [("+ (alpha/r) ·", after_w - gap / 2), ("·", after_b - gap / 2)]:
+        axes.text(place, -outputs / 2, sign, ha="center", va="center", fontsize=11)
+    axes.margins(0)
     axes.axis("off")
     return figure
 
 
-SHAPES = [(6, 4, 2, 8), (3, 7, 1, 1), (5, 5, 3, 6)]  # (outputs, inputs, rank, alpha)
-NEAR = 1e-4
-AS_GOOD_AS = 1.001  # times the smallest error that is possible
+# ------------------------------------------------------------------------------------------- checks of the exercises
 
 
 @exercise("a whole number of parameters", number)
-def check_trainable(
-    answer: float, model: str = "Llama-3.1-8B-Instruct", r: int = 8, layers: tuple[str, ...] = ("q_proj", "v_proj")
-) -> str:
-    """Is `answer` the number of trainable parameters of a LoRA adapter with rank `r` on these layers of a model of the menu?"""
-    shape = CATALOG[model].shape
-    wanted, deep = shape.lora_parameters(r, list(layers)), shape.num_hidden_layers
-    if answer == wanted:
-        share = wanted / shape.parameters()
-        return f"Right. That is {share:.3%} of the model: two thin matrices for each chosen layer, and no other."
+def check_trainable(answer: float) -> str:
+    """Is `answer` the number of trainable parameters of a LoRA adapter with rank 8 on q_proj and v_proj of Llama-3.1-8B?"""
+    shape, r, layers = CATALOG["Llama-3.1-8B-Instruct"].shape, 8, ["q_proj", "v_proj"]
+    wanted, deep = shape.lora_parameters(r, layers), shape.num_hidden_layers
     sizes = [shape.linear_layers()[layer] for layer in layers]
-    slips = {
-        wanted // deep: "that is one transformer layer. How many does the model have?",
-        shape.lora_parameters(r): "that is for all linear layers; only two of them are asked for here.",
-        deep * sum(i * o for i, o in sizes): "that is the size of the layers themselves. Which matrices learn?",
-        deep * r * sum(i for i, _ in sizes): "A alone, without B.",
-        deep * r * sum(o for _, o in sizes): "B alone, without A.",
-        deep * r * sum(2 * i for i, _ in sizes): "v_proj is not square: look at its (in, out).",
-        shape.lora_parameters(1, list(layers)): "that would be rank 1.",
-    }
-    what = "A has r x in numbers and B has out x r, for each chosen layer of each transformer layer."
-    raise NotYet(slips.get(int(answer), what))
+    slips = [
+        (wanted // deep, "that is one transformer layer. How many does the model have?"),
+        (shape.lora_parameters(r), "that is for all linear layers; only two of them are asked for here."),
+        (deep * sum(i * o for i, o in sizes), "that is the size of the layers themselves. Which matrices learn?"),
+        (deep * r * sum(i for i, _ in sizes), "A alone, without B."),
+        (deep * r * sum(o for _, o in sizes), "B alone, without A."),
+        (deep * r * sum(2 * i for i, _ in sizes), "v_proj is not square: look at its (in, out)."),
+        (shape.lora_parameters(1, layers), "that would be rank 1."),
+    ]
+    otherwise = "each chosen layer of each transformer layer gets a pair of matrices. What sides do they have?"
+    must_be(answer, wanted, slips, otherwise, within=0)
+    share = wanted / shape.parameters()
+    return f"Right. That is {share:.3%} of the model: two thin matrices for each chosen layer, and no other."
 
 
-@exercise("the function itself, without brackets", function)
+@exercise()
 def check_lora_layer(answer: Callable[..., Any]) -> str:
     """Does `answer(x, weight, a, b, alpha, rank)` give what a LoRA layer gives?"""
-    chance = torch.Generator().manual_seed(0)
-    for outputs, inputs, rank, alpha in SHAPES:
-        shapes = [(2, 3, inputs), (outputs, inputs), (rank, inputs), (outputs, rank)]
-        x, weight, a, b = (torch.randn(shape, generator=chance) for shape in shapes)
-        before, case = weight.clone(), (x, weight, a, b, alpha, rank)
-        given = attempt(lambda case=case: _tensor(answer(*case)), f"with W {outputs} x {inputs} and rank {rank}, ")
-        plain, learned = x @ before.T, x @ a.T @ b.T
-        wanted = plain + alpha / rank * learned
-        if not torch.equal(weight, before):
-            raise NotYet("your function changes W. It is frozen: add to the layer's output instead.")
-        if given.shape != wanted.shape:
-            raise NotYet(f"the output has shape {tuple(wanted.shape)}, yours has {tuple(given.shape)}.")
-        if not torch.allclose(given, wanted, atol=NEAR):
-            raise _layer_hint(given, plain, learned, alpha, rank)
-    return "Right, for three shapes. The pair never becomes a large matrix here: x goes through A, which makes it short, and then through B."
+    for given, (x, weight, a, b, alpha, rank) in lora_trials(answer, with_inputs=True):
+        plain, learned, scale = x @ weight.T, x @ a.T @ b.T, alpha / rank
+        slips = [
+            (plain, "that is the frozen layer alone."),
+            (scale * learned, "that is the adapter alone; the frozen layer's output belongs to it."),
+            (plain + learned, "the scale is missing."),
+            (plain + alpha * learned, "alpha is divided by something first."),
+            (plain + alpha // rank * learned, "the scale is there, but it need not be a whole number."),
+            (scale * (plain + learned), "the scale is for the adapter only, not for W."),
+        ]
+        otherwise = "the values are not right. Two outputs are added: of the frozen layer, and of the scaled pair."
+        must_be(given, plain + scale * learned, slips, otherwise)
+    return "Right, for three shapes. From left to right, x Aᵀ is short and x Aᵀ Bᵀ never makes the large matrix that B A would be."
 
 
-def _tensor(value: Any) -> torch.Tensor:
-    return torch.as_tensor(value, dtype=torch.float32, device="cpu")
-
-
-def _layer_hint(given: torch.Tensor, plain: torch.Tensor, learned: torch.Tensor, alpha: float, rank: int) -> NotYet:
-    slips = [
-        (plain, "that is the frozen layer alone."),
-        (alpha / rank * learned, "that is the adapter alone; the frozen layer's output belongs to it."),
-        (plain + learned, "the scale is missing."),
-        (plain + alpha * learned, "alpha is divided by something first."),
-        (alpha / rank * (plain + learned), "the scale is for the adapter only, not for W."),
-    ]
-    found = [(torch.allclose(given, slip, atol=NEAR), hint) for slip, hint in slips]
-    return NotYet.because(*found, otherwise="the values are not right. The output is x Wᵀ + (alpha / r) x Aᵀ Bᵀ.")
-
-
-@exercise("the function itself, without brackets", function)
+@exercise()
 def check_best_pair(answer: Callable[[torch.Tensor, int], Any], rank: int = 3) -> str:
     """Does `answer(change, rank)` give (b, a) of that rank whose product is as near to `change` as any can be?"""
     chance = torch.Generator().manual_seed(0)
     for outputs, inputs in [(12, 8), (6, 15)]:
         change = torch.randn((outputs, inputs), generator=chance)
         case = f"with a change of {outputs} x {inputs}, "
-        b, a = attempt(lambda change=change: _pair(answer(change.clone(), rank)), case)
+        b, a = attempt(answer, change.clone(), rank, kind=_two_matrices, where=case)
         if b.shape != (outputs, rank) or a.shape != (rank, inputs):
             found = f"yours are {tuple(b.shape)} and {tuple(a.shape)}"
             raise NotYet(f"{case}B is {outputs} x {rank} and A is {rank} x {inputs}; {found}.")
-        smallest, error = torch.linalg.svdvals(change)[rank:].norm(), (change - b @ a).norm()
-        if not error <= AS_GOOD_AS * smallest:
-            missed, possible = error / change.norm(), smallest / change.norm()
-            hint = _pair_hint(change, rank, b @ a)
-            raise NotYet(f"your product misses {missed:.0%} of the change, and {possible:.0%} is possible. {hint}")
+        u, sizes, v = torch.linalg.svd(change, full_matrices=False)
+        missed, possible = (change - b @ a).norm() / sizes.norm(), sizes[rank:].norm() / sizes.norm()
+        if not missed <= 1.001 * possible:
+            slips = [
+                (u[:, :rank] @ v[:rank], "The singular values are missing."),
+                (
+                    u[:, :rank] * sizes[:rank] ** 2 @ v[:rank],
+                    "The singular values belong to one of the two, or their roots to both.",
+                ),
+                (u[:, -rank:] * sizes[-rank:] @ v[-rank:], "Those are the smallest parts. Keep the largest."),
+            ]
+            off = f"your product misses {missed:.0%} of the change, and {possible:.0%} is possible."
+            slips = [(product, f"{off} {hint}") for product, hint in slips]
+            must_be(b @ a, change, slips, f"{off} torch.linalg.svd writes a matrix as a sum of parts, largest first.")
     return "Right: no pair of this rank is nearer. Training finds its pair by small steps instead, without ever seeing the change it looks for."
 
 
-def _pair(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    b, a = given
-    return _tensor(b), _tensor(a)
-
-
-def _pair_hint(change: torch.Tensor, rank: int, product: torch.Tensor) -> str:
-    u, sizes, v = torch.linalg.svd(change, full_matrices=False)
-    kept, last = slice(None, rank), slice(-rank, None)
-    squared = (u[:, kept] * sizes[kept] ** 2) @ v[kept]
-    if torch.allclose(product, u[:, kept] @ v[kept], atol=NEAR):
-        return "The singular values are missing."
-    if torch.allclose(product, squared, atol=NEAR):
-        return "The singular values belong to one of the two matrices, or their roots to both."
-    if torch.allclose(product, (u[:, last] * sizes[last]) @ v[last], atol=NEAR):
-        return "Those are the smallest parts. Keep the largest."
-    return "torch.linalg.svd writes a matrix as a sum of rank-1 parts, largest first."
+def _two_matrices(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    b, a = (torch.as_tensor(matrix, dtype=torch.float32, device="cpu") for matrix in given)
+    return b, a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from helpers.config import TrainConfig
 from helpers.hardware import GIB, KNOWN_GPUS, Gpu
 from helpers.planner import DoesNotFit, make_plan
 from helpers.registry import CATALOG
-from notebooks.lessons.scaffold import NotYet, attempt, exercise, function, number
+from notebooks.lessons.scaffold import NotYet, alike, attempt, exercise, must_be, number, tensor
 
 ENOUGH_RAM = 64 * GIB  # the question is about the cards
 NUMBERS = 6  # in each gradient that `check_combined` hands over
@@ -24,15 +24,14 @@ TOKENS = ((5, 5), (9, 1), (3, 8, 40), (12, 0, 2), (0, 7))  # of each worker, in 
 def check_accumulation(answer: float, effective_batch: int, micro_batch: int, gpus: int) -> str:
     """Easy. Is `answer` the accumulation that keeps the effective batch on so many GPUs?"""
     seen = answer * micro_batch * gpus
-    if seen == effective_batch:
-        return "Right: three factors, one product. Another number of cards changes the accumulation, and not what is learned."
-    raise NotYet.because(
-        (
-            answer * micro_batch == effective_batch,
-            f"that is right for one GPU. With all of them, a step would see {seen:g} examples.",
-        ),
-        (answer * gpus == effective_batch, "each GPU takes more than one example at a time; see micro_batch."),
-        otherwise=f"with this accumulation, a step would see {seen:g} examples. How many should it see?",
+    this = f"a step would see {seen:g} examples."
+    slips = [
+        (gpus * effective_batch, f"that is right for one GPU. With all of them, {this}"),
+        (micro_batch * effective_batch, "each GPU takes more than one example at a time; see micro_batch."),
+    ]
+    must_be(seen, effective_batch, slips, f"with this accumulation, {this} How many should it see?", within=0)
+    return (
+        "Right: three factors, one product. Another number of cards changes the accumulation, and not what is learned."
     )
 
 
@@ -46,14 +45,10 @@ def fits(card: Gpu, model: str, max_length: int, **sharing: Any) -> bool:
     return found.seq_len == max_length
 
 
-@exercise("a list of names")
-def check_needs_sharding(answer: Any, models: Iterable[str], card: str, max_length: int) -> str:
-    """Medium. Does `answer` name the models that do not fit one such card, and fit two that share the weights?"""
+@exercise("a list of names", lambda answer: {answer} if isinstance(answer, str) else set(answer))
+def check_needs_sharding(named: set[Any], models: Iterable[str], card: str, max_length: int) -> str:
+    """Medium. Does the answer name the models that do not fit one such card, and fit two that share the weights?"""
     models = list(models)
-    try:
-        named = {answer} if isinstance(answer, str) else set(answer)
-    except TypeError:
-        raise NotYet("the answer is a list of names.") from None
     if strangers := sorted(str(name) for name in named if name not in models):
         raise NotYet(f"the question is about {', '.join(models)}, and {strangers[0]!r:.60} is not among them.")
     for name in models:
@@ -68,7 +63,7 @@ def check_needs_sharding(answer: Any, models: Iterable[str], card: str, max_leng
     return "Right: below, one card is enough; above, even two are not. What sharding makes possible is a narrow strip."
 
 
-@exercise("the function itself, without brackets", function)
+@exercise()
 def check_combined(answer: Callable[[list[torch.Tensor], list[int]], Any]) -> str:
     """Hard. Does `answer(gradients, tokens)` make the gradient of the whole step from what each worker hands in?
 
@@ -76,41 +71,23 @@ def check_combined(answer: Callable[[list[torch.Tensor], list[int]], Any]) -> st
     """
     chance = torch.Generator().manual_seed(7)
     for tokens in TOKENS:
-        sums = [torch.randn(NUMBERS, generator=chance) * count for count in tokens]  # of each worker's losses
+        sums = torch.stack([torch.randn(NUMBERS, generator=chance) * count for count in tokens])  # of a worker's losses
         gradients = [part / count if count else torch.full_like(part, math.nan) for part, count in zip(sums, tokens)]
         handed = [part.clone() for part in gradients]
-        given = attempt(
-            lambda case=(handed, list(tokens)): torch.as_tensor(
-                answer(*case), dtype=torch.float32, device="cpu"
-            ).detach(),
-            f"with {len(tokens)} workers, ",
-        )
-        if len(handed) != len(gradients) or any(not _same(one, other) for one, other in zip(handed, gradients)):
+        given = attempt(answer, handed, list(tokens), kind=tensor, where=f"with {len(tokens)} workers, ")
+        if len(handed) != len(gradients) or not all(map(alike, handed, gradients)):
             raise NotYet("your function changes the gradients that it was given. Use a tensor of its own.")
-        if given.shape != gradients[0].shape:
-            raise NotYet(f"each gradient has {NUMBERS} numbers, and your result has the shape {tuple(given.shape)}.")
-        if not _same(given, torch.stack(sums).sum(0) / sum(tokens)):
-            raise _hint(given, gradients, tokens)
+        if given.isnan().any():
+            raise NotYet("a worker without answer tokens hands in nan, and nan times anything is nan.")
+        total, busy = torch.stack(gradients).nan_to_num().sum(0), sum(count > 0 for count in tokens)
+        few = "a token of a worker with few tokens counts for more than one of a worker with many."
+        size = "the direction is right, its size is not: what would the single process have divided by?"
+        slips = [
+            (total / busy, few),
+            (total / len(tokens), few),
+            (total, "that is the sum. The size of the gradient would grow with the number of workers."),
+            *((sums.sum(0) / count, size) for count in (1, busy, len(tokens))),
+        ]
+        otherwise = f"with {len(tokens)} workers it is another gradient than that of the mean over all answer tokens."
+        must_be(given, sums.sum(0) / sum(tokens), slips, otherwise)
     return "Right, for two and three workers, and for idle ones. So it does not matter which worker a letter goes to."
-
-
-def _same(one: Any, other: torch.Tensor) -> bool:
-    comparable = torch.is_tensor(one) and one.shape == other.shape
-    return comparable and torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-
-def _hint(given: torch.Tensor, gradients: Sequence[torch.Tensor], tokens: Sequence[int]) -> NotYet:
-    """What may have gone wrong, without saying how it is right."""
-    busy = [(part, count) for part, count in zip(gradients, tokens) if count]
-    total = torch.stack([part for part, _ in busy]).sum(0)
-    weighted = torch.stack([part * count for part, count in busy]).sum(0)
-    workers = {len(busy), len(tokens)}
-    means = any(_same(given, total / count) for count in workers)
-    sizes = any(_same(given, weighted / count) for count in workers | {1})
-    return NotYet.because(
-        (given.isnan().any(), "a worker without answer tokens hands in nan, and nan times anything is nan."),
-        (means, "a token of a worker with few tokens counts for more than one of a worker with many."),
-        (_same(given, total), "that is the sum. The size of the gradient would grow with the number of workers."),
-        (sizes, "the direction is right, its size is not: what would the single process have divided by?"),
-        otherwise=f"with {len(tokens)} workers it is another gradient than that of the mean over all answer tokens.",
-    )

@@ -1,9 +1,8 @@
-"""What every lesson needs: a frame for the checks of its exercises, precision for its own loops, and bare axes for its charts.
+"""What every lesson needs: a frame for the checks of its exercises, precision for its own loops, and a style for its charts.
 
     @exercise("a number of GiB", number)
     def check_size(answer, ...):
-        if ...:
-            raise NotYet("that is in bytes.")
+        must_be(answer, wanted, [(2**30 * wanted, "that is in bytes.")], "what stays in 16 bit?")
         return "Right: ..."
 
 A check prints one line that begins with Right, Not yet or Your turn. It never raises, whatever a learner hands over.
@@ -12,25 +11,21 @@ A check prints one line that begins with Right, Not yet or Your turn. It never r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from helpers.plots import MUTED, STYLE
 
-LOSS_SCALE = (
-    1024  # a power of two changes no digit; trainers look for the largest that does not overflow, these loops need not
-)
-
-
-# ------------------------------------------------------------------------------------------- checks of exercises
+# A power of two changes no digit. Trainers look for the largest that does not overflow, these loops need not.
+LOSS_SCALE = 1024
+Kind = Callable[[Any], Any]
 
 
 class NotYet(Exception):
@@ -42,30 +37,37 @@ class NotYet(Exception):
         return cls(next((hint for is_so, hint in cases if is_so), otherwise))
 
 
-def number(answer: Any) -> None:
-    """A finite number, and not True or False."""
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
-        raise TypeError
+def pair(answer: Any) -> tuple[float, float]:
+    """Two numbers."""
+    one, other = answer
+    return float(one), float(other)
 
 
-def function(answer: Any) -> None:
-    """Something that can be called."""
-    if not callable(answer):
-        raise TypeError
+def tensor(answer: Any) -> torch.Tensor:
+    """A number, or numbers in any arrangement."""
+    return torch.as_tensor(answer, dtype=torch.float64, device="cpu").detach()
 
 
-def anything(answer: Any) -> None:
-    """The check looks for itself."""
+def only(is_so: Callable[[Any], bool]) -> Kind:
+    """What is so, as it is; anything else raises."""
+
+    def kind(answer: Any) -> Any:
+        if not is_so(answer):
+            raise TypeError
+        return answer
+
+    return kind
 
 
-def exercise(
-    wanted: str, kind: Callable[[Any], None] = anything
-) -> Callable[[Callable[..., str]], Callable[..., None]]:
+number = only(lambda answer: not isinstance(answer, bool) and math.isfinite(answer))
+text = only(lambda answer: isinstance(answer, str))
+function = only(callable)
+
+
+def exercise(wanted: str = "the function itself, without brackets", kind: Kind = function) -> Callable[..., Any]:
     """Turn a function that returns "Right ..." or raises `NotYet` into a check that prints one line.
 
-    Args:
-        wanted: what the answer is, for a learner who has given none, or something else.
-        kind: raises TypeError if the answer is nothing of that kind.
+    `kind` makes of the answer what the function needs, and raises if it cannot; then the learner reads what is `wanted`.
     """
 
     def decorate(check: Callable[..., str]) -> Callable[..., None]:
@@ -74,8 +76,8 @@ def exercise(
             if answer is None:
                 return print(f"Your turn: the answer is {wanted}.")
             try:
-                kind(answer)
-            except TypeError:
+                answer = kind(answer)
+            except Exception:
                 return print(f"Not yet: the answer is {wanted}.")
             try:
                 print(check(answer, *arguments, **named))
@@ -87,60 +89,87 @@ def exercise(
     return decorate
 
 
-def attempt(call: Callable[[], Any], where: str = "") -> Any:
-    """The result of a learner's code, which may do anything. What it raises becomes `NotYet`; `where` begins the sentence."""
+def attempt(answer: Callable[..., Any], *arguments: Any, kind: Kind, where: str = "") -> Any:
+    """What a learner's function returns, made into a `kind`. It may do anything; `where` begins the sentence about it."""
     try:
-        return call()
-    except NotYet:
-        raise
+        returned = answer(*arguments)
     except Exception as error:
         said = (str(error).splitlines() or ["no message"])[0]
         raise NotYet(f"{where}your function raises {type(error).__name__}: {said:.90}.") from None
+    try:
+        return kind(returned)
+    except Exception:
+        raise NotYet(f"{where}your function returns {returned!r:.60}, which is nothing of the right kind.") from None
 
 
-def first_difference(given: str, wanted: str) -> int:
-    """How many characters of two texts are the same from the beginning."""
-    same = (place for place, (one, other) in enumerate(zip(given, wanted)) if one != other)
-    return next(same, min(len(given), len(wanted)))
+def alike(one: Any, other: Any, within: float = 1e-4) -> bool:
+    """Numbers or tensors that differ by no more than the share `within`; nan is like nan."""
+    one, other = tensor(one), tensor(other)
+    return one.shape == other.shape and torch.allclose(one, other, rtol=within, atol=1e-5, equal_nan=True)
+
+
+def must_be(given: Any, wanted: Any, slips: Sequence[tuple[Any, str]], otherwise: str, within: float = 1e-4) -> None:
+    """Raise `NotYet` unless `given` is like `wanted`, up to the share `within`.
+
+    Slips are (what a usual mistake gives, its hint): the first that `given` is like gives its hint, else it is `otherwise`.
+    """
+    shape, right_shape = tuple(tensor(given).shape), tuple(tensor(wanted).shape)
+    if shape != right_shape:
+        raise NotYet(f"the result should have the shape {right_shape}, yours has {shape or 'none: it is one number'}.")
+    if not alike(given, wanted, within):
+        cases = [(alike(given, slip, within), hint) for slip, hint in slips]
+        raise NotYet.because(*cases, otherwise=otherwise)
+
+
+def must_read(given: str, wanted: str) -> None:
+    """Raise `NotYet` unless two texts are the same: with the place up to which they are, and not with how it goes on."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(given, wanted)))
+    right = f"the first {same} of {len(wanted)} characters are right, up to ...{given[max(0, same - 20) : same]!r}"
+    if given != wanted:
+        raise NotYet.because(
+            (given.strip() == wanted.strip(), "only white space at an end differs. A line break is a token, too."),
+            (same == len(given), f"{right}, and there yours ends."),
+            (same == len(wanted), f"{right}, and yours goes on after that."),
+            otherwise=f"{right}. Look at what comes next, spaces and line breaks too.",
+        )
+
+
+def lora_trials(answer: Callable[..., Any], with_inputs: bool) -> Iterator[tuple[torch.Tensor, tuple[Any, ...]]]:
+    """Try a function of (x,) W, A, B, alpha and rank on three shapes: (what it gave, the six). It must leave W alone.
+
+    No W is square, and one alpha / rank is no whole number, so that what works by chance is found out.
+    """
+    chance = torch.Generator().manual_seed(0)
+    for outputs, inputs, rank, alpha in [(6, 4, 2, 8), (3, 7, 1, 1), (5, 8, 3, 16)]:
+        shapes = [(2, 3, inputs), (outputs, inputs), (rank, inputs), (outputs, rank)]
+        x, weight, a, b = (torch.randn(shape, generator=chance) for shape in shapes)
+        handed = [x, weight.clone(), a, b, alpha, rank][not with_inputs :]
+        given = attempt(answer, *handed, kind=tensor, where=f"with W {outputs} x {inputs} and rank {rank}, ")
+        if not torch.equal(handed[with_inputs], weight):
+            raise NotYet("your function changes the W that it was given. W is frozen: return something new.")
+        yield given, (x, weight, a, b, alpha, rank)
 
 
 # ------------------------------------------------------------------------------------------- loops and charts
 
 
 @contextmanager
-def mixed_precision(model: PreTrainedModel | PeftModel) -> Iterator[int]:
+def mixed_precision(model: torch.nn.Module) -> Iterator[int]:
     """Calculate as the trainer does with this model's numbers: 16 bits on a card, while the adapter stays in fp32.
 
-    Gives the factor for the loss: fp16 would round the smallest gradients to zero. In fp32 (a CPU) nothing changes, and the factor is
-    1. Lesson 02 writes it out once:
-
-        with mixed_precision(model) as scale:
-            loss = ...
-        (scale * loss).backward()                    # and every gradient is divided by `scale` before it is used
+    Gives the factor for the loss, by which every gradient is divided before it is used: fp16 would round the smallest ones to zero.
+    In fp32 (a CPU) nothing changes, and the factor is 1. Lesson 02 writes it out once.
     """
     with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
         yield LOSS_SCALE if model.dtype == torch.float16 else 1
 
 
-def bare_figure(width: float, height: float) -> Figure:
-    """A figure in inches, made without pyplot."""
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+# Decorates a function that draws a figure: the kit's style, with thin lines across.
+chart = rc_context(STYLE | {"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.25})
 
 
-def bare_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure in inches with one chart, without a frame above and on the right."""
-    figure = bare_figure(width, height)
-    return figure, tidy(figure.add_subplot())
-
-
-def tidy(axes: Axes, grid: bool = True) -> Axes:
-    """No frame above and on the right, thin lines across."""
-    axes.spines[["top", "right"]].set_visible(False)
-    if grid:
-        axes.grid(axis="y", alpha=0.25)
-    return axes
-
-
-def note(axes: Axes, words: str, place: tuple[float, float], shift: tuple[float, float], **looks: Any) -> None:
-    """Small words beside `place`, shifted by so many points."""
-    axes.annotate(words, place, xytext=shift, textcoords="offset points", **{"fontsize": 8.5} | looks)
+def level(axes: Axes, height: float, words: str, color: str = MUTED, ha: str = "right") -> None:
+    """A dashed line across, with small words under its right or left end."""
+    axes.axhline(height, color=color, linestyle="--", linewidth=1.2)
+    looks = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "color": color, "fontsize": 8.5}
+    axes.annotate(words, (ha == "right", height), (0, -4), ha=ha, va="top", **looks)
