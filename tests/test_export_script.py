@@ -116,7 +116,7 @@ def test_it_imports_the_ecosystem_only_and_is_short(say):
     assert imported == ECOSYSTEM
     statements = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
     say(f"exported script: {len(SCRIPT.splitlines())} lines, {statements} statements")
-    assert statements <= 70 and max(map(len, SCRIPT.splitlines())) <= 132
+    assert statements <= 71 and max(map(len, SCRIPT.splitlines())) <= 132
 
 
 def test_a_run_and_its_machine_are_said_and_its_versions_pinned(run, job, tmp_path):

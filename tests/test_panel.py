@@ -190,7 +190,7 @@ def test_any_sequence_of_moves_can_be_undone(panel_for_all, moves):
 def test_a_refused_edit_leaves_the_config_and_says_why_next_to_the_control(config, panel):
     panel.controls["name"].inputs[0].value = "a/b"
     assert config.name == "run" and panel.controls["name"].inputs[0].value == "run"
-    assert "use letters, digits" in panel.controls["name"].note.value
+    assert "letters, digits, - and _" in panel.controls["name"].note.value
     panel.controls["micro_batch_size"].inputs[0].value = 8
     assert not panel.controls["name"].reason, "the reason goes with the next move"
     panel.controls["effective_batch_size"].inputs[0].value = 4

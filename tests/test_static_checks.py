@@ -28,7 +28,7 @@ REASONS = {
     "export/templates/train.py loads": (2, "the exported script loads what was trained, without its code"),
     "setup.py starts": (2, "pip for what is missing; nvidia-smi to see the card"),
     "dryrun/__init__.py starts": (1, "our own worker: the dry run changes global functions"),
-    "export/llama_cpp.py starts": (
+    "export/gguf.py starts": (
         2,
         "pip for llama.cpp's tools of pinned versions; these tools, on a model that names no code",
     ),
@@ -38,17 +38,18 @@ REASONS = {
         1,
         "Trainer's state without the path of this machine, before the manifest makes it count",
     ),
+    "models.py writes": (1, "the chart, into the draft of an adapter"),
     "callbacks.py writes": (1, "one line more of history.jsonl"),
     "data/issues.py writes": (1, "rows that were set aside, into a file that is the kit's"),
     "export/merging.py writes": (3, "into the draft of a merged model"),
     "export/script.py writes": (1, "into the draft of an exported script"),
     "export/templates/train.py writes": (1, "the script's own history"),
     "panel/data.py writes": (1, "a file that the learner has just uploaded, under its name"),
-    "files.py deletes": (3, "drafts, and a folder that its sign shows to be ours"),
-    "checkpoints.py deletes": (5, "older and broken checkpoints; drafts and older copies of a backup"),
+    "files.py deletes": (3, "drafts, and the older folder that a whole one has replaced"),
+    "checkpoints.py deletes": (3, "older and broken checkpoints, also in a backup"),
     "runs.py deletes": (1, "a run, by its name, when asked to"),
     "train.py deletes": (1, "the checkpoints of a finished run"),
-    "export/llama_cpp.py deletes": (1, "half an installation of a tool"),
+    "export/gguf.py deletes": (1, "what a killed conversion left under a draft's name"),
 }
 WITHOUT_CODE = "trust_remote_code=False"
 

@@ -165,7 +165,7 @@ def mixed_precision(model: torch.nn.Module) -> Iterator[int]:
 
 
 # Decorates a function that draws a figure: the kit's style, with thin lines across.
-chart = rc_context(STYLE | {"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.25})
+chart = rc_context({"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.25}, fname=STYLE)
 
 
 def level(axes: Axes, height: float, words: str, color: str = MUTED, ha: str = "right") -> None:

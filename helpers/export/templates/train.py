@@ -26,7 +26,11 @@ assert EXAMPLES * PROCESSES == BATCH, f"{BATCH} examples per step cannot be shar
 MICRO = math.gcd(SETTINGS["sft"]["per_device_train_batch_size"], EXAMPLES)
 # Whole checkpoints, the last step's last, whatever the clock says: the state is the last file that Trainer writes, "}" its end.
 CHECKPOINTS = sorted(
-    [state.parent for state in FOLDER.glob("checkpoints/*/trainer_state.json") if state.read_text().endswith("\n}\n")],
+    (
+        f.parent
+        for f in FOLDER.glob("checkpoints/*/trainer_state.json")
+        if f.read_text(encoding="utf-8").endswith("\n}\n")
+    ),
     key=lambda folder: int(folder.name.rpartition("-")[2]),
 )
 
