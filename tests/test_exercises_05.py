@@ -30,7 +30,12 @@ def never_resets(losses, patience):
 
 
 def bootstrap(level=0.95, draws=3000):
-    return lambda before, after: bootstrap_interval(np.subtract(after, before), level, draws, seed=7)
+    def interval(before, after):
+        gains = np.subtract(after, before)
+        drawn = gains[np.random.default_rng(7).integers(0, len(gains), (draws, len(gains)))]
+        return tuple(np.quantile(drawn.mean(axis=1), [(1 - level) / 2, (1 + level) / 2]))
+
+    return interval
 
 
 def unpaired(before, after):
