@@ -72,10 +72,8 @@ def test_the_report_is_plain_starts_with_the_counts_and_says_what_was_skipped(br
 
 def test_rejected_rows_are_saved_whole(broken, tmp_path):
     report = check_examples(broken[0])
-    saved = [
-        json.loads(line)
-        for line in report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    written = report.save_rejected(tmp_path / "rejected.jsonl").read_text(encoding="utf-8")
+    saved = [json.loads(line) for line in written.splitlines()]
     lines = broken[0].read_text(encoding="utf-8").splitlines()
     assert len(saved) == report.counts["rejected"]
     for row in saved:
@@ -85,32 +83,23 @@ def test_rejected_rows_are_saved_whole(broken, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "sub/../a.jsonl", "symlink.jsonl", "hardlink.jsonl", "foreign.txt", "sub"])
 def test_rejects_are_never_written_onto_the_source_or_onto_what_is_not_ours(tmp_path, name, capsys):
-    source = write(
-        tmp_path / "a.jsonl", [{"question": f"Why {n}?", "answer": f"So {n}."} for n in range(5)] + ["broken"]
-    )
+    source = write(tmp_path / "a.jsonl", [{"question": "Why?", "answer": "So."}, {"question": "a", "answer": "b"}, "x"])
     (tmp_path / "sub").mkdir()
     (tmp_path / "symlink.jsonl").symlink_to(source)
     (tmp_path / "hardlink.jsonl").hardlink_to(source)
     (tmp_path / "foreign.txt").write_text("my thesis")
     before = source.read_text(), (tmp_path / "foreign.txt").read_text()
-    assert len(load_examples(source, rejected=tmp_path / name)) == 5
+    assert len(load_examples(source, rejected=tmp_path / name)) == 2
     assert main([str(source), "--rejected", str(tmp_path / name)]) == 0
     assert capsys.readouterr().out.count("is not written (it holds other data)") == 2
     assert before == (source.read_text(), (tmp_path / "foreign.txt").read_text())
 
 
-def test_rejects_are_written_anew_and_what_cannot_be_written_costs_no_data(tmp_path, capsys):
-    source, own = write(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}, {}, {}]), tmp_path / "rejected.jsonl"
-    for _ in range(2):
-        assert len(load_examples(source, rejected=own)) == 1 and len(own.read_text().splitlines()) == 2
-    assert (
-        len(load_examples(own.rename(tmp_path / "set aside.jsonl").parent / "a.jsonl", rejected=tmp_path / "no" / "x"))
-        == 1
-    )
-    assert "is not written (" in capsys.readouterr().out
-
-
-def test_no_more_than_some_rejected_rows_are_kept_in_memory(tmp_path, monkeypatch):
+def test_rejects_are_capped_written_anew_and_cost_no_data_where_they_cannot_be_written(tmp_path, capsys, monkeypatch):
+    source = write(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}, {}, {}])
+    for name, shown in (("r.jsonl", "see "), ("r.jsonl", "see "), ("no/r.jsonl", "is not written (")):
+        assert len(load_examples(source, rejected=tmp_path / name)) == 1 and shown in capsys.readouterr().out
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
     monkeypatch.setattr("helpers.data.check.MOST_REJECTED", 2000)
     report = check_examples([{"question": "a", "answer": "b"}, *({"note": f"{n}" * 50} for n in range(100))])
     assert report.counts == {"input": 101, "kept": 1, "rejected": 100, "examples": 1} and 1 < len(report.rejected) < 20
@@ -119,28 +108,25 @@ def test_no_more_than_some_rejected_rows_are_kept_in_memory(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["folder", "json", "column", "subfolders", "three parts"])
 def test_what_a_source_holds_out_is_never_trained_on(tmp_path, kind, capsys):
-    parts = {"train": range(30), "test": range(30, 40)} | (
-        {"validation": range(40, 44)} if kind == "three parts" else {}
-    )
+    parts = {"train": range(30), "test": range(30, 40), "validation": range(40, 44)}
+    if kind != "three parts":
+        del parts["validation"]
     rows = {part: [{"question": f"Is {n} even?", "answer": f"Of {n}: yes"} for n in own] for part, own in parts.items()}
-    source = tmp_path / "source"
-    for part, own in rows.items() if kind in ("folder", "subfolders") else []:
-        file = source / (f"{part}.jsonl" if kind == "folder" else f"{part}/rows.jsonl")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, own)
+    source = tmp_path / "eval"  # what the folder around them is called says nothing
+    for part, own in rows.items() if "folder" in kind else []:
+        (source / part).mkdir(parents=True)
+        write(source / (f"{part}/rows.jsonl" if kind == "subfolders" else f"{part}.jsonl".replace("train", "own")), own)
     if kind == "json":
         (source := tmp_path / "a.json").write_text(json.dumps(rows))
     elif not source.exists():
         source = [row | {"Split": part} for part, own in rows.items() for row in own]
     examples = load_examples(source, rejected=None)
-    assert "rows that the data itself holds out" in capsys.readouterr().out and len(examples) == sum(
-        map(len, rows.values())
-    )
+    assert "rows that the data itself holds out" in capsys.readouterr().out
     training, validation = split(examples, 0.3, seed=0)
     numbers = [{int(x["prompt"][0]["content"].split()[1]) for x in part} for part in (training, validation)]
     assert numbers == [set(parts["train"]), set(parts.get("validation", parts["test"]))]
     assert training.column_names == ["prompt", "completion"]
-    alone = load_examples([row for row in rows["test"]] if kind != "folder" else source / "test.jsonl", rejected=None)
+    alone = load_examples(source / "test.jsonl" if kind == "folder" else rows["test"], rejected=None)
     assert alone.column_names == ["prompt", "completion", "group"]  # all of a source is there to be trained on
 
 
@@ -161,9 +147,8 @@ def test_answers_that_would_be_cut_are_set_aside_or_kept_on_request(tmp_path, to
     rows = [{"question": f"Question {n}", "answer": "word " * 10 * n + str(n)} for n in range(1, 9)]
     path = write(tmp_path / "a.jsonl", rows)
     report = check_examples(path, tokenizer, max_length=250)
-    assert report.findings["too long"].count == 4 == report.counts["rejected"] and "more than max_length 250" in words(
-        report
-    )
+    assert report.findings["too long"].count == 4 == report.counts["rejected"]
+    assert "more than max_length 250" in words(report)
     kept = check_examples(path, tokenizer, max_length=250, truncate=True)
     assert kept.counts["kept"] == 8 and kept.findings["cut"].count == 4 and kept.tokens.ended == 4
     nothing_left = check_examples(path, tokenizer, max_length=20, truncate=True)
@@ -177,30 +162,19 @@ def test_a_template_that_refuses_some_rows_costs_only_those(tmp_path, tokenizer)
     strict.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + strict.chat_template
     )
-    rows = [
-        {"question": "a", "answer": "b"},
-        {"system": "Be kind.", "question": "c", "answer": "d"},
-        {"question": "e", "answer": "f"},
-    ]
+    rows = [{"question": question, "answer": "b"} for question in "ace"]
+    rows[1]["system"] = "Be kind."
     report = check_examples(write(tmp_path / "a.jsonl", rows), strict)
     assert report.counts["kept"] == 2 and report.rejected[0]["line"] == 2
     assert "no system role" in report.rejected[0]["reason"]
 
 
 def test_training_and_validation_files_are_compared(tmp_path):
-    write(
-        tmp_path / "train.jsonl",
-        [{"question": f"Question number {n} is which?", "answer": f"It is {n}."} for n in range(20)],
-    )
-    held_out = [
-        {"question": "Question number 3 is which?", "answer": "Three."},
-        {"question": "New?", "answer": "New."},
-        {"question": "Question number 4 is which?", "answer": "It is 4."},
-    ]
-    (tmp_path / "both").mkdir()
-    (tmp_path / "train.jsonl").rename(tmp_path / "both" / "train.jsonl")
-    write(tmp_path / "both" / "validation.jsonl", held_out)
-    report = check_examples(tmp_path / "both")
+    which = "Question number {} is which?"
+    pairs = (which.format(3), "Three."), ("New?", "New."), (which.format(4), "It is 4.")
+    write(tmp_path / "train.jsonl", [{"question": which.format(n), "answer": f"It is {n}."} for n in range(20)])
+    write(tmp_path / "validation.jsonl", [{"question": question, "answer": answer} for question, answer in pairs])
+    report = check_examples(tmp_path)
     assert report.findings["leak"].count == 2
     assert report.counts == {"input": 23, "kept": 22, "rejected": 1, "examples": 22}
 
@@ -308,9 +282,7 @@ def test_ten_thousand_rows_take_ten_seconds_or_less(tmp_path, say):
     assert report.counts["kept"] == 10_000 and seconds <= 10
 
 
-@pytest.mark.parametrize(
-    "piece", [" +1111", "+" + "1" * 40 + "a", "eyJ-", "eyJaaaaaaaaaaaa.", "(12345)123", "password ", "a@b."]
-)
+@pytest.mark.parametrize("piece", [" +1111", "+" + "1" * 40 + "a", "eyJ-", "eyJaaaaaaaaaaaa.", "password ", "a@b."])
 def test_no_text_takes_long_to_look_at(piece):
     start = time.perf_counter()
     suspicions(piece * (1_000_000 // len(piece)))
@@ -345,6 +317,6 @@ def test_two_hundred_thousand_rows_in_time_and_in_less_than_four_times_their_mem
         loading, splitting, grown = map(float, done.stdout.split())
         data = path.stat().st_size / 2**20
         say(
-            f"{count:,} rows, {data:.0f} MiB: {loading:.1f} s + {splitting:.1f} s, {grown / data:.1f} x the data of memory"
+            f"{count:,} rows, {data:.0f} MiB: {loading:.1f} s + {splitting:.1f} s, memory {grown / data:.2f} x the data"
         )
     assert loading <= 60 and splitting <= 30 and grown < 4 * data

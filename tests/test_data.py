@@ -50,11 +50,7 @@ def test_bad_files_get_one_sentence(tmp_path, content, message):
 
 
 def test_rows_that_cannot_be_used_are_set_aside_and_said_in_one_line(tmp_path, capsys):
-    rows = [
-        {"instruction": "a", "output": "b"},
-        {"instruction": "c", "output": ""},
-        {"instruction": "d", "output": "e"},
-    ]
+    rows = [{"instruction": question, "output": answer} for question, answer in ("ab", ("c", ""), "de")]
     examples = load_examples(write(tmp_path / "a.jsonl", rows), rejected=tmp_path / "rejected.jsonl")
     said = capsys.readouterr().out
     assert len(examples) == 2 and said.count("\n") == 1
@@ -100,22 +96,8 @@ def test_equal_questions_or_answers_never_straddle_the_split(tmp_path):
 
 
 def test_near_duplicates_never_straddle_the_split(tmp_path):
-    subjects = (
-        "gate",
-        "kettle",
-        "spade",
-        "lamp",
-        "basket",
-        "rake",
-        "bench",
-        "vase",
-        "hose",
-        "ladder",
-        "clock",
-        "stool",
-    )
-    rows = []
-    for number, subject in enumerate(subjects):
+    rows, subjects = [], "gate kettle spade lamp basket rake bench vase hose ladder clock stool"
+    for number, subject in enumerate(subjects.split()):
         for politeness in ("please", "kindly", "today"):
             question = f"My {subject} number {number} came with a crack on its left side, so {politeness} tell me what I can do about {subject} {number}"
             answer = f"We are sorry about the {subject}; a new {subject} leaves store {number} {politeness} and reaches your {subject} shelf in {number} days"
@@ -149,9 +131,8 @@ def test_labels_may_be_on_both_sides(tmp_path):
 
 
 def test_plain_text_is_split_too(tmp_path):
-    examples = load(
-        tmp_path / "a.jsonl", [{"text": f"This is text {n // 2} of a few{'.' * (n % 2)}"} for n in range(20)]
-    )
+    rows = [{"text": f"This is text {n // 2} of a few{'.' * (n % 2)}"} for n in range(20)]
+    examples = load(tmp_path / "a.jsonl", rows)
     training, validation = split(examples, 0.2, seed=0)
     assert training.column_names == ["text"] and len(validation) == 4
     assert not {x["text"].strip(".") for x in training} & {x["text"].strip(".") for x in validation}
@@ -161,10 +142,8 @@ def test_what_cannot_be_split_as_asked_is_said(tmp_path, capsys):
     for wrong in (load(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}]), [{"instruction": "a"}], None, 5):
         with pytest.raises(DataError, match="cannot be split"):
             split(wrong, 0.15, seed=0)
-    text = "one two three four five six seven eight nine ten of kind {} is number {}"
-    rows = [
-        {"instruction": text.format(n % 2, n).replace("o", "x" * (n % 2)), "output": f"Result {n}"} for n in range(30)
-    ]
+    kinds = "one two three four five six seven eight nine {}", "ten eleven twelve thirteen fourteen fifteen sixteen {}"
+    rows = [{"instruction": kinds[n % 2].format(n), "output": f"Result {n}"} for n in range(30)]
     assert len(split(load(tmp_path / "a.jsonl", rows), 0.15, seed=0)[1]) == 15
     assert "4 of 30 examples were to be held out, and 15 are" in capsys.readouterr().out
 
@@ -179,17 +158,10 @@ def test_questions_about_one_long_document_are_told_apart(tmp_path):
 
 
 def test_the_command_line_prints_the_report_and_exits_0_only_if_training_could_start(root, tmp_path):
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    how = {"cwd": root, "env": os.environ | {"PYTHONIOENCODING": "ascii"}, "capture_output": True, "text": True}
 
     def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "helpers.data", *arguments],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=ascii_only,
-        )
+        return subprocess.run([sys.executable, "-m", "helpers.data", *arguments], **how, timeout=120)
 
     done = run("data_samples/customer_support.jsonl")
     assert done.returncode == 0 and "tokens were not checked" in done.stdout

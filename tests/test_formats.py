@@ -12,24 +12,11 @@ def turns(*pairs):
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    zip(
-        ("instruction", "question", "prompt", "prompt", "query", "input", "Question", " Prompt ", "user", "problem"),
-        (
-            "output",
-            "answer",
-            "completion",
-            "response",
-            "reply",
-            "output",
-            "ANSWER",
-            "Response",
-            "assistant",
-            "solution",
-        ),
-    ),
-)
+ASKED = ("instruction", "question", "prompt", "prompt", "query", "input", "Question", " Prompt ", "user", "problem")
+ANSWERED = "output answer completion response reply output ANSWER Response assistant solution"
+
+
+@pytest.mark.parametrize(("question", "answer"), zip(ASKED, ANSWERED.split()))
 def test_question_and_answer_columns(question, answer):
     assert to_examples({"id": 7, question: "Why?", answer: "Because."}) == (
         "chat",
@@ -43,12 +30,7 @@ def test_question_and_answer_columns(question, answer):
         {"messages": PAIR},
         {"Messages": [message | {"name": None} for message in PAIR], "prompt": "ignored"},
         {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
-        {
-            "conversations": [
-                {"role": None, "content": None, "from": "human", "value": "Why?"},
-                {"from": "gpt", "value": "Because."},
-            ]
-        },
+        {"conversations": [{"role": None, "from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
         {"messages": '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]'},
         {"messages": "[{'role': 'user', 'content': 'Why?'}, {'role': 'assistant', 'content': 'Because.'}]"},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, PAIR[1]]},
@@ -122,11 +104,7 @@ def test_plain_text_stays_exactly_as_it_is():
         ({"messages": turns(("user", "a"), ("system", "b"))}, "role order", "turn 2 is system"),
         ({"messages": turns(("user", "a"))}, "ends with user", "no answer"),
         ({"messages": turns(("system", "a"))}, "no answer", "no assistant turn"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "wrong type",
-            "a list",
-        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}]}, "wrong type", "a list"),
         ({"text": 3}, "wrong type", "'text' is a number"),
         ({"messages": "[" * 5000}, "wrong type", "not a list"),
     ],

@@ -14,7 +14,8 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-import helpers.data.file
+import helpers.data.parse
+import helpers.data.read
 from helpers.data.check import check_examples
 from helpers.data.issues import DataError
 from helpers.data.read import choose_hub_files, part_of, read
@@ -160,14 +161,14 @@ def test_what_is_no_data_is_refused_in_one_sentence(tmp_path, name, content, mes
 def test_large_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
     with (tmp_path / "big.jsonl").open("wb") as stream:
         stream.truncate(2 * 2**30 + 1)  # sparse: takes no room on the disk
-    monkeypatch.setattr(helpers.data.file.DataFile, "stream", lambda self: pytest.fail("it was opened"))
+    monkeypatch.setattr(helpers.data.read.DataFile, "stream", lambda self: pytest.fail("it was opened"))
     with pytest.raises(DataError, match=r"big.jsonl has more than the 2.0 GiB"):
         values(tmp_path / "big.jsonl")
 
 
 def test_a_small_archive_that_unpacks_to_too_much_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
-    monkeypatch.setattr(helpers.data.file, "LARGEST", 1_000_000)
+    monkeypatch.setattr(helpers.data.parse, "LARGEST", 1_000_000)
     with pytest.raises(DataError, match=r"bomb.jsonl.gz has more than"):
         values(tmp_path / "bomb.jsonl.gz")
 
@@ -185,7 +186,7 @@ def test_a_row_too_large_for_any_model_costs_only_itself(tmp_path, name):
 def test_what_free_memory_cannot_hold_or_has_too_many_rows_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(as_jsonl(ROWS) * 9)
     parquet.write_table(pa.Table.from_pylist(ROWS * 9), tmp_path / "b.parquet")
-    monkeypatch.setattr("helpers.data.file.MOST_ROWS", 20)
+    monkeypatch.setattr("helpers.data.parse.MOST_ROWS", 20)
     monkeypatch.setattr("helpers.data.read.MOST_ROWS", 20)
     for source in (tmp_path / "a.jsonl", tmp_path / "b.parquet", ROWS * 9):
         with pytest.raises(DataError, match="has more than 20 rows"):
@@ -200,11 +201,8 @@ def test_what_free_memory_cannot_hold_or_has_too_many_rows_is_refused(tmp_path, 
 
 def test_names_that_stand_twice_and_broken_headers_are_said(tmp_path):
     twice = '{"question": "a", "answer": "b", "answer": "c"}'
-    for name, content in (
-        ("a.jsonl", f"{twice}\n{json.dumps(ROWS[0])}"),
-        ("a.json", f"[{twice},\n{json.dumps(ROWS[0])}]"),
-    ):
-        (tmp_path / name).write_text(content)
+    for name, layout in (("a.jsonl", "{}\n{}"), ("a.json", "[{},\n{}]")):
+        (tmp_path / name).write_text(layout.format(twice, json.dumps(ROWS[0])))
         first, second = read(tmp_path / name)
         assert "'answer' occurs twice" in first.issue.reason and second.value == ROWS[0]
     (tmp_path / "a.csv").write_text('"quest"ion,answer\na,b\n')

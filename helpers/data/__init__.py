@@ -7,12 +7,8 @@
 An example is two lists of chat messages, `prompt` and `completion`, as TRL has them: the model's own chat template is
 applied, and the loss counts the completion only. Plain `text` is kept as such, with the loss on every token.
 
-How a file becomes examples:
-
-    read ─► parse ─► convert ─► check ─► splitting
-    any      bytes    a record    │ issues: what can be wrong, and the report
-    source   into     into        │ tokens: what the model will see
-             records  examples
+    read ─► parse (bytes into records) ─► convert (a record into examples) ─► check ─► splitting
+    issues: what can be wrong, and the report; tokens: what the model will see
 """
 
 from datasets import logging as datasets_logging

@@ -33,7 +33,6 @@ from helpers.data.tokens import MASKED, TokenCheck, control_tokens, ensure_chat_
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The form of most of the first batch of records is the form of the data set.
 MOST_REJECTED = 64 * 2**20  # characters of the rows set aside that are kept, to be written to a file
 REPEATED, REPEATED_SHARE = 5, 0.01  # an answer counts as repeated from 5 times and 1 % of the rows on
 ENOUGH_FOR = {  # so many examples
@@ -110,7 +109,7 @@ def to_row(record: Record) -> Row | Issue:
     if isinstance(outcome, Issue):
         return outcome
     own = next((str(value)[:99] for name, value in record.value.items() if str(name).strip().lower() == "split"), "")
-    part = next(filter(None, map(part_of, (own, record.part, record.file))), "train")
+    part = next(filter(None, map(part_of, (own, record.part))), "train")
     return Row(record, *outcome, Place(record.file, record.line, part))
 
 
@@ -119,7 +118,7 @@ class _Check:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, truncate: bool) -> None:
         self.tokenizer, self.max_length, self.truncate = tokenizer, max_length, truncate
-        self.form = ""
+        self.form = ""  # of the data set: that of most of its first batch
         self.read, self.files = 0, dict[str, None]()
         self.parts: list[Dataset] = []
         self.kept: list[Place] = []

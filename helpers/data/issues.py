@@ -56,25 +56,21 @@ class Issue(NamedTuple):
 
 
 SET_ASIDE = {
-    # what the parser could not read
     "broken line": ("broken lines", "Mend the line, or delete it: each row must be complete on its own."),
     "unreadable rest": ("unreadable rest of a file", "Mend the file at this place: nothing after it was read."),
     "not an object": ("rows that are not objects", 'Write each row as {"instruction": ..., "output": ...}.'),
     "broken characters": ("text that no encoding can hold", "Save as UTF-8; delete the characters that do not show."),
-    # what a row lacks
     "too large": ("rows too large for any model", "Cut the row into shorter ones, or delete it."),
     "missing column": ("no question or answer column", "Name the question 'instruction' and the answer 'output'."),
     "empty": ("empty fields", "Fill the field in, or delete the row."),
     "wrong type": ("fields of a wrong type", 'Write the field as text: "42" in quotes, not 42, not a list.'),
     "echo": ("answers that only repeat the question", "Write a real answer, or delete the row."),
     "duplicate": ("exact duplicates", "Delete them: a row that occurs twice is learned twice."),
-    # conversations
     "unknown role": ("unknown roles", "Use the roles system, user and assistant."),
     "role order": ("roles in the wrong order", "One system message at most, first; then user and assistant in turns."),
     "ends with user": ("conversations that end with the user", "Add the answer, or delete the last question."),
     "no answer": ("nothing is trained", "Add an assistant message (of weight 1, where messages have weights)."),
     "other form": ("plain text among chats, or the reverse", "Move them to a file of their own and train them apart."),
-    # only a tokenizer can see these
     "too long": ("answers longer than max_length", "Raise max_length or shorten them; truncate=True keeps them, cut."),
     "nothing left": ("questions that fill max_length alone", "Raise max_length, or shorten the question."),
     "control token": ("text that the model reads as its own marks", "Delete the token, or put a space into it."),

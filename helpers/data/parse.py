@@ -16,13 +16,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import psutil
 
-from helpers.data.file import COPIES_WHOLE, HEAD, DataFile, refuse_large
 from helpers.data.issues import LONGEST_ROW, TOO_LONG, DataError, Issue, first_line
 
+if TYPE_CHECKING:
+    from helpers.data.read import DataFile
+
+LARGEST = 2 * 2**30  # bytes, also after unpacking: far more text than one card learns in a week
+MOST_ROWS = 1_000_000  # the same in rows
+COPIES, COPIES_WHOLE = 4, 8  # bytes of memory that a byte of data takes; where all of it is one value
+HEAD = 65_536  # bytes (or characters) that tell formats apart
 BATCH = 1000  # rows of Parquet read at once
 BLANK = "\ufeff \t\r\n"  # what may stand before a value
 
@@ -34,7 +40,18 @@ class Record(NamedTuple):
     file: str
     line: int
     issue: Issue | None = None
-    part: str = ""  # what a file calls the rows around it: {"train": [row, ...], "test": [row, ...]}
+    part: str = (
+        ""  # where a source has it: in a file or folder of this name, or {"train": [row, ...], "test": [row, ...]}
+    )
+
+
+def refuse_large(name: str, size: int = 0, rows: int = 0, copies: int = COPIES) -> None:
+    """Raise `DataError` where so many bytes or rows are more than a card needs, or than fit into free memory."""
+    most = min(LARGEST, psutil.virtual_memory().available // copies)
+    if size > most or rows > MOST_ROWS:
+        what = f"{MOST_ROWS:,} rows" if size <= most else f"the {most / 2**30:.1f} GiB that can be read here"
+        fix = "Take the first 100,000 examples, as JSON lines: for fine-tuning, few good ones beat many."
+        raise DataError(f"{name} has more than {what}. {fix}")
 
 
 def parse(file: DataFile) -> Iterator[Record]:

@@ -6,18 +6,32 @@ for record in read("my_examples.csv"):         # or "my_folder/", "owner/dataset
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import io
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from helpers.data.file import MOST_ROWS, DataFile, kind_of, refuse_large
 from helpers.data.issues import DataError, first_line
-from helpers.data.parse import BATCH, Record, parse, refuse_twice
+from helpers.data.parse import BATCH, HEAD, MOST_ROWS, Record, parse, refuse_large, refuse_twice
 
+CHUNK = 1 << 20  # bytes read at a time
+KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
+KINDS |= {".parquet": "parquet", ".txt": ""}
+NOT_DATA = {
+    b"PK\x03\x04": "an Excel file or a zip archive: save the sheet as CSV, or unpack the archive",
+    b"%PDF": "a PDF: copy its questions and answers into a CSV or JSON lines file",
+    b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV",
+    b"ARROW1": "an Arrow file: save it as Parquet",
+    b"\x80\x04\x95": "a pickle, which can run code: save it as Parquet",
+}
+NOT_DATA |= dict.fromkeys((b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ"), "packed with zstd, bzip2 or xz: unpack it")
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 PART = re.compile(r"(?:^|[^a-z])(?:(train|training)|(validation|valid|val|dev)|test|eval)(?:[^a-z]|$)")
 
@@ -66,7 +80,7 @@ def part_of(name: str) -> str:
 
 def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
     for number, row in enumerate(rows, start=1):
-        yield Record(row, name, number)
+        yield Record(row, name, number, part=name)
 
 
 def _of_table(table: Any) -> Iterator[dict[str, Any]]:
@@ -80,10 +94,11 @@ def _parsed(files: list[tuple[str, Any]], source: str) -> Iterator[Record]:
     size = 0
     for name, content in files:
         try:
-            file = DataFile(str(name), content)
+            file = DataFile(name := str(name), content)
             size += file.size
             refuse_large(source, size)
-            yield from parse(file)
+            inside = "/".join(Path(name).parts[len(Path(source).parts) :]) or Path(name).name
+            yield from (record._replace(part=f"{inside}/{record.part}") for record in parse(file))
         except (OSError, EOFError, zlib.error, MemoryError) as error:  # no permission, a damaged archive or disk
             why = f"({first_line(error)}). Check its permissions, or download it again."
             raise DataError(f"{name} cannot be read {why}") from None
@@ -146,3 +161,70 @@ def choose_hub_files(repo: str, files: list[str]) -> list[str]:
     if len(folders) > 1 and "." not in folders:
         raise DataError(f"{repo} has several parts: {', '.join(folders[:8])}. Choose one: {repo}/{folders[0]}.")
     return sorted(train)
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of data that a file name promises, None if it promises none. `.gz` may follow."""
+    return KINDS.get(Path(name.lower().removesuffix(".gz")).suffix)
+
+
+class DataFile:
+    """A file of examples: a path, or the bytes of an upload. `size` is in bytes, unpacked. Raises DataError if it is too large."""
+
+    def __init__(self, name: str, content: Path | bytes) -> None:
+        self.name, self.content, self.kind, self.packed = name, content, kind_of(name) or "", False
+        self.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        refuse_large(name, self.size)
+        with self.stream() as raw:
+            self.packed = raw.read(2) == b"\x1f\x8b"
+        with self.stream() as raw:
+            self.head = raw.read(HEAD)
+            while self.packed and raw.read(CHUNK):
+                self.size = raw.tell()
+                refuse_large(name, self.size)
+
+    def stream(self) -> Any:
+        """The bytes, unpacked: a binary file to read from."""
+        content = io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content
+        if self.packed:
+            return gzip.open(content)
+        return content.open("rb") if isinstance(content, Path) else content
+
+    def text(self, newline: str | None = None) -> TextIO:
+        """The decoded text. Bytes that do not fit the encoding become lone surrogates, which cost only their row."""
+        errors = "replace" if self.encoding.startswith("utf-16") else "surrogateescape"
+        return io.TextIOWrapper(self.stream(), encoding=self.encoding, errors=errors, newline=newline)
+
+    @cached_property
+    def encoding(self) -> str:
+        """UTF-8 (with or without byte order mark), UTF-16, or Latin-1 in the variant that Windows writes. DataError if it is binary.
+
+        charset_normalizer takes short German text for Icelandic, and a file for Latin-2 because of one wrong byte.
+        """
+        what = next((what for magic, what in NOT_DATA.items() if self.head.startswith(magic)), "")
+        encoding = next((name for mark, name in MARKS.items() if self.head.startswith(mark)), "")
+        controls = len(re.findall(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", self.head))
+        zeros = self.head[::2].count(0), self.head[1::2].count(0)
+        if not encoding and max(zeros) > 0.15 * len(self.head) and sum(zeros) < 0.6 * len(self.head):
+            encoding = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"  # of ASCII, every other byte is zero
+            controls -= max(zeros)
+        if what or (encoding != "utf-16" and controls > max(3, 0.03 * len(self.head))):
+            what = what or "a binary file"
+            raise DataError(f"{self.name} is {what}. Data files are JSON, JSON lines, CSV, TSV or Parquet.")
+        return encoding or self._utf8_or_latin1()
+
+    def _utf8_or_latin1(self) -> str:
+        """UTF-8 unless most of what is not ASCII cannot be UTF-8: then one wrong byte does not garble a whole file."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        foreign = wrong = undefined = 0
+        with self.stream() as raw:
+            while chunk := raw.read(CHUNK):
+                text = decoder.decode(chunk)
+                if text.isascii():
+                    continue
+                foreign += len(re.findall(r"[^\x00-\x7f]", text))
+                wrong += len(re.findall("[\udc80-\udcff]", text))  # how Python shows a byte that is no UTF-8
+                undefined += len(re.findall(rb"[\x81\x8d\x8f\x90\x9d]", chunk))  # in Windows-1252
+        if wrong * 2 <= foreign:
+            return "utf-8"
+        return "latin-1" if undefined else "cp1252"

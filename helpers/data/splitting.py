@@ -33,6 +33,7 @@ BOILERPLATE_SHARE, BOILERPLATE_TEXTS = 0.3, 30  # a word pair in more than both 
 ROUNDS = 24  # representatives that the members of one bucket are compared with
 LABEL = 5  # an answer that more examples share is a label ("positive"), not a text whose leak would tell anything
 Array = np.ndarray
+Groups = list[list[int]]
 WORD, ASCII_WORD = re.compile(r"\w+"), re.compile(rb"\w+")
 
 
@@ -70,7 +71,7 @@ def split(examples: Dataset, validation_share: float, seed: int) -> tuple[Datase
     return examples.select(training), examples.select(sorted(validation))
 
 
-def _chosen(groups: list[list[int]], parts: list[str], own: str, wanted: int, seed: int) -> list[int]:
+def _chosen(groups: Groups, parts: list[str], own: str, wanted: int, seed: int) -> list[int]:
     """Validation: what the data holds out itself and training does not know, else groups drawn until no further one fits."""
     validation: list[int] = []
     random.Random(seed).shuffle(groups)
@@ -82,7 +83,7 @@ def _chosen(groups: list[list[int]], parts: list[str], own: str, wanted: int, se
     return validation or (min(groups, key=len, default=[]) if not own else [])
 
 
-def _near(examples: Dataset, part: str) -> tuple[array[int], list[list[int]]]:
+def _near(examples: Dataset, part: str) -> tuple[array[int], Groups]:
     """Of the last message of each example: numbers that are equal for equal ones, and groups of near duplicates."""
     index = MinHashIndex()
     for some in examples.select_columns(part).with_format("arrow").iter(batch_size=BLOCK):
@@ -91,7 +92,7 @@ def _near(examples: Dataset, part: str) -> tuple[array[int], list[list[int]]]:
     return index.exact, index.groups(TOGETHER).lists()
 
 
-def _groups(examples: Dataset, texts: dict[str, tuple[array[int], list[list[int]]]], strict: bool) -> list[list[int]]:
+def _groups(examples: Dataset, texts: dict[str, tuple[array[int], Groups]], strict: bool) -> Groups:
     """Indices that must stay together. Not `strict`: an answer that many examples share does not bind them."""
     groups = UnionFind(len(examples))
     groups.join_equal(examples["group"] if "group" in examples.column_names else [])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-TURN = re.compile(r"<[|\uff5c].*[|\uff5c]>")  # how most models write the marks of a turn
+TURN = re.compile(r"<[|\uff5c].*?[|\uff5c]>")  # how most models write the marks of a turn
 MASKED = -100  # the label that the loss ignores
 END_WITHIN = 3  # the end token is looked for among the last trained tokens: some templates put a line break after it
 PLAIN_TEMPLATE = (  # for base models: headings in plain words, and the end token after every answer
@@ -60,14 +60,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
     That are its special tokens, and other added ones that its chat template writes around turns (<|user|>). Answers may have <think>.
     """
-    template = str(tokenizer.chat_template or "")
-    added = tokenizer.added_tokens_decoder.values()
-    tokens = {
-        token.content
-        for token in added
-        if token.special or (TURN.fullmatch(token.content) and token.content in template)
-    }
-    return re.compile("|".join(map(re.escape, sorted(filter(str.strip, tokens), key=len, reverse=True))) or "(?!)")
+    added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template or "")
+    of_turns = TURN.findall(template)
+    tokens = [
+        token.content for token in added if token.content.strip() and (token.special or token.content in of_turns)
+    ]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def with_tokens(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
@@ -168,9 +166,7 @@ class TokenCheck:
 
     tokenizer: Any
     max_length: int | None = None
-    lengths: list[int] = field(
-        default_factory=list
-    )  # tokens of every example that was read, also of those that do not fit
+    lengths: list[int] = field(default_factory=list)  # tokens of every example that was read, also of those too long
     looked_at: int = 0
     trained: int = 0  # tokens that count in the loss, cut ones left out
     ended: int = 0  # examples whose end token is trained
