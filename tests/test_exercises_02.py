@@ -54,7 +54,7 @@ def best_pair(change, rank, power=1, first=0):
             (best_pair, "Right"),
             (lambda change, rank: [part.tolist() for part in best_pair(change, rank)], "Right"),
             (lambda change, rank: best_pair(change, rank, power=0), "are missing"),
-            (lambda change, rank: best_pair(change, rank, power=2), "belong to one"),
+            (lambda change, rank: best_pair(change, rank, power=2), "are in it twice"),
             (lambda change, rank: best_pair(change, rank, first=-rank), "Keep the largest"),
             (lambda change, rank: (change[:, :rank], torch.eye(rank, change.shape[1])), "largest first"),
             (lambda change, rank: best_pair(change, rank)[::-1], "yours are"),

@@ -148,7 +148,9 @@ def footprint_chart(footprints: Mapping[str, Mapping[str, int]]) -> Figure:
     axes = figure.add_subplot(xlabel="MiB of tensors", xlim=(0, totals.max() * 1.25))
     for part, color in PART_COLORS.items():
         starts = ends[part] - sizes[part]
-        bars = axes.barh(sizes.index, sizes[part], 0.66, starts, color=color, edgecolor="white", lw=0.4, label=part)
+        bars = axes.barh(
+            sizes.index, sizes[part], 0.66, starts, color=color, label=part
+        )  # an edge would hide the scales
     factors = totals["16 bit"] / totals
     smaller = factors.map(
         lambda factor: f"{factor:.1f} times smaller" if factor > 1 else f"{1 / factor:.1f} times larger"

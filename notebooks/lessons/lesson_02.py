@@ -132,11 +132,9 @@ def shapes_chart(outputs: int, inputs: int, rank: int) -> Figure:
     after_w, after_b = inputs + gap, inputs + 2 * gap + rank
     figure = Figure(figsize=(7.2, 2.9))
     axes = figure.add_subplot(aspect="equal")
-    widths, heights = [inputs, rank, inputs], [outputs, outputs, rank]
+    names, widths, heights = ["W, frozen", "B", "A"], [inputs, rank, inputs], [outputs, outputs, rank]
     downward = [-height for height in heights]
-    colors = [MUTED, TRAIN, VALIDATION]
-    bars = axes.bar([0, after_w, after_b], downward, widths, align="edge", color=colors)
-    names = ["W, frozen", "B", "A"]
+    bars = axes.bar([0, after_w, after_b], downward, widths, align="edge", color=[MUTED, TRAIN, VALIDATION])
     words = [f"{name}\n{high:,} x {wide:,} = {high * wide:,}" for name, high, wide in zip(names, heights, widths)]
     axes.bar_label(bars, words, padding=4, fontsize=9)
     for sign, place in [("+ (alpha/r) ·", after_w - gap / 2), ("·", after_b - gap / 2)]:
@@ -204,10 +202,7 @@ def check_best_pair(answer: Callable[[torch.Tensor, int], Any], rank: int = 3) -
         if not missed <= 1.001 * possible:
             slips = [
                 (u[:, :rank] @ v[:rank], "The singular values are missing."),
-                (
-                    u[:, :rank] * sizes[:rank] ** 2 @ v[:rank],
-                    "The singular values belong to one of the two, or their roots to both.",
-                ),
+                (u[:, :rank] * sizes[:rank] ** 2 @ v[:rank], "The singular values are in it twice."),
                 (u[:, -rank:] * sizes[-rank:] @ v[-rank:], "Those are the smallest parts. Keep the largest."),
             ]
             off = f"your product misses {missed:.0%} of the change, and {possible:.0%} is possible."
