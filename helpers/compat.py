@@ -150,14 +150,22 @@ def forget_foreign_scaler(trainer: Any) -> None:
         trainer._load_scaler = lambda checkpoint: None
 
 
-def get_counts(trainer: Any) -> tuple[int, dict[str, int]]:
-    """What TRL has counted so far: trained tokens, and how many values each metric has. Zero where it keeps them elsewhere."""
-    metrics = getattr(trainer, "_metrics", {}).get("train", {})
+def get_counts(trainer: Any, mode: str = "train") -> tuple[int, dict[str, int]]:
+    """What TRL has counted so far: trained tokens, and how many values each metric of `mode` has. Zero where it keeps them elsewhere."""
+    metrics = getattr(trainer, "_metrics", {}).get(mode, {})
     return getattr(trainer, "_total_train_tokens", 0), {name: len(values) for name, values in metrics.items()}
 
 
-def set_counts(trainer: Any, counts: tuple[int, dict[str, int]]) -> None:
+def set_counts(trainer: Any, counts: tuple[int, dict[str, int]], mode: str = "train") -> None:
     """Go back to what `get_counts` gave, because a step is done again or a run goes on. Only what is logged depends on it."""
     trainer._total_train_tokens, lengths = counts
-    for name, values in getattr(trainer, "_metrics", {}).get("train", {}).items():
+    for name, values in getattr(trainer, "_metrics", {}).get(mode, {}).items():
         del values[lengths.get(name, 0) :]
+
+
+def count_once(trainer: Any, counts: tuple[int, dict[str, int]], tokens: list[int], mode: str = "train") -> None:
+    """Have a step, begun at `counts`, count as one value of each metric: the mean of its pieces, which have so many trained tokens."""
+    for name, values in getattr(trainer, "_metrics", {}).get(mode, {}).items():
+        new = values[counts[1].get(name, 0) :]
+        if name != "num_tokens" and len(new) == len(tokens):  # that one is a running total
+            values[-len(new) :] = [sum(value * count for value, count in zip(new, tokens)) / max(1, sum(tokens))]

@@ -32,24 +32,19 @@ class LiveChart(TrainerCallback):
     def __init__(self, run: Run, planned_seconds: float | None = None, planned_bytes: int | None = None) -> None:
         self.run, self.place = run, Place()
         self.planned_seconds, self.planned_bytes = planned_seconds, planned_bytes
-        self.started_at = self.step_started_at = self.drawn_at = 0.0  # by time.monotonic()
-        self.training_seconds = self.drawing_seconds = 0.0
-        self.first_step = self.first_tokens = self.drawn_events = 0
+        self.started_at = self.drawn_at = 0.0  # by time.monotonic()
+        self.drawing_seconds = 0.0
+        self.first_step = self.drawn_events = 0
         self.warned = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the clock, and warn of a long run by the plan."""
         self.started_at = time.monotonic()
-        self.first_step, self.first_tokens = state.global_step, self._tokens()
+        self.first_step = state.global_step
         self._warn_of_a_long_run(state)
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Time the steps alone: evaluating, saving and drawing do not count for tokens per second."""
-        self.step_started_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Warn of a long run by what the steps really took."""
-        self.training_seconds += time.monotonic() - self.step_started_at
         if state.global_step - self.first_step == MEASURED_STEPS:
             self._warn_of_a_long_run(state)
 
@@ -97,13 +92,14 @@ class LiveChart(TrainerCallback):
         spent = f"{(time.monotonic() - self.started_at) / 60:.1f} min"
         return f"{spent} so far, about {seconds / 60:.1f} min left{source}" if seconds else spent
 
-    def _tokens(self) -> int:
-        return next((event["num_tokens"] for event in reversed(self.run.history) if "num_tokens" in event), 0)
-
     def _title(self, state: TrainerState) -> str:
-        tokens = self._tokens() - self.first_tokens
-        rate = f"  ·  {tokens / self.training_seconds:,.0f} tokens/s" if tokens > 0 and self.training_seconds else ""
-        return f"step {state.global_step} of {state.max_steps}{rate}  ·  {self._time_left(state)}"
+        timed = [
+            event for event in self.run.history if event["step"] > self.first_step and "tokens_per_second" in event
+        ]
+        speed = f"{timed[-1]['tokens_per_second']:,.0f} tokens/s, {timed[-1]['padding']:.0%} padding" if timed else ""
+        return "  ·  ".join(
+            filter(None, [f"step {state.global_step} of {state.max_steps}", speed, self._time_left(state)])
+        )
 
     def _draw(self, state: TrainerState) -> None:
         began = time.monotonic()

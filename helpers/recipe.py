@@ -42,11 +42,18 @@ def lora_kwargs(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def sft_kwargs(config: TrainConfig, plan: Plan, output_dir: str | Path, training_examples: int) -> dict[str, Any]:
-    """TRL's settings for this run. `training_examples` decides how many steps an epoch has."""
+def sft_kwargs(
+    config: TrainConfig, plan: Plan, output_dir: str | Path, training_examples: int, cut: str = "fixed"
+) -> dict[str, Any]:
+    """TRL's settings for this run.
+
+    Args:
+        training_examples: decides how many steps an epoch has.
+        cut: "fixed" micro-batches, of which several are a step; or "tokens": `helpers.trainer` gets a whole step, and cuts it itself.
+    """
     steps = total_steps(config, training_examples)
     steps_between_evaluations = -(-steps // config.num_evaluations)  # rounded up
-    return {
+    fixed = {
         "output_dir": str(output_dir),
         "max_length": plan.seq_len,
         # --- how much is learned, how fast
@@ -82,6 +89,13 @@ def sft_kwargs(config: TrainConfig, plan: Plan, output_dir: str | Path, training
         "report_to": "none",
         "disable_tqdm": True,  # the live chart is the progress display
     }
+    whole = {
+        "per_device_train_batch_size": config.effective_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,  # that is each piece's own
+        "per_device_eval_batch_size": config.max_eval_samples,
+    }
+    return fixed | whole if cut == "tokens" else fixed
 
 
 def quantization_config(config: TrainConfig, plan: Plan) -> BitsAndBytesConfig | None:
@@ -99,11 +113,13 @@ def lora_config(config: TrainConfig) -> LoraConfig:
     return LoraConfig(**lora_kwargs(config))
 
 
-def sft_config(config: TrainConfig, plan: Plan, output_dir: str | Path, training_examples: int) -> SFTConfig:
+def sft_config(
+    config: TrainConfig, plan: Plan, output_dir: str | Path, training_examples: int, cut: str = "fixed"
+) -> SFTConfig:
     """`sft_kwargs` as TRL's object."""
     from trl import SFTConfig
 
-    return SFTConfig(**sft_kwargs(config, plan, output_dir, training_examples))
+    return SFTConfig(**sft_kwargs(config, plan, output_dir, training_examples, cut))
 
 
 def _steps_between_logs(steps: int, between_evaluations: int) -> int:

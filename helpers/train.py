@@ -24,6 +24,7 @@ from helpers import checkpoints
 from helpers.callbacks import CheckpointCallback, EarlyStopping, JsonlLogger, LossGuard, StopButton, TrainingStopped
 from helpers.compat import set_checkpointing, use_loss_head, use_one_card, working_head
 from helpers.config import ConfigError, TrainConfig
+from helpers.cutting import modes_of
 from helpers.data.tokens import with_tokens
 from helpers.guards import check_before_training
 from helpers.hardware import GIB, Gpu, detect_gpu
@@ -120,7 +121,8 @@ def build_trainer(
     train_tokens, eval_tokens = (with_tokens(part, tokenizer, plan.seq_len) for part in (training, measured))
     use_loss_head(plan.loss_head, plan.loss_tile)
     model = attach_lora(model, config)
-    arguments = sft_config(config, plan, output_dir, len(training))
+    arguments = sft_config(config, plan, output_dir, len(training), "tokens")
+    modes, eval_mode = modes_of(config, plan)
     use_one_card(arguments)
     adapters = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     trainer = OOMSafeTrainer(
@@ -129,6 +131,8 @@ def build_trainer(
         train_dataset=train_tokens,
         eval_dataset=eval_tokens,
         processing_class=tokenizer,
+        modes=modes,
+        eval_mode=eval_mode,
         full_logits=plan.loss_head == "full",
         **trainer_settings,
     )

@@ -90,12 +90,15 @@ def test_a_run_that_outlasts_a_session_is_announced_once(run, capsys):
     assert capsys.readouterr().out.count("[WARN] about 100.0 hours left") == 1
 
 
-def test_the_title_has_the_speed_of_this_part_of_the_run(run):
-    run.history.append({"step": 0, "num_tokens": 100, "loss": 4.0})
-    chart = begun(run)
-    run.history.append({"step": 5, "num_tokens": 1100, "loss": 3.0})
-    chart.training_seconds = 10.0
-    assert "100 tokens/s" in chart._title(at(5))
+def test_the_title_has_the_latest_speed_of_this_part_of_the_run(run):
+    run.history.append({"step": 5, "loss": 4.0, "tokens_per_second": 9999.0, "padding": 0.5})
+    chart = begun(run, 5)
+    assert "tokens" not in chart._title(at(5))
+    run.history += [
+        {"step": 6, "loss": 3.0, "tokens_per_second": 100.4, "padding": 0.081},
+        {"step": 6, "eval_loss": 3.0},
+    ]
+    assert "step 6 of 20  ·  100 tokens/s, 8% padding  ·  " in chart._title(at(6))
 
 
 def test_a_continued_run_measures_its_own_steps_only(run):

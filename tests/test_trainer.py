@@ -125,7 +125,7 @@ def undisturbed(tiny_model, tmp_path_factory):
     [
         ("forward", SFTTrainer, "compute_loss", 10),  # eval_on_start needs the first calls
         ("backward", torch.Tensor, "backward", 2),
-        ("backward of a later step", torch.Tensor, "backward", 5),
+        ("backward of a later step", torch.Tensor, "backward", 6),
         ("evaluation", SFTTrainer, "prediction_step", 2),
     ],
 )
