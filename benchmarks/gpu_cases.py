@@ -33,6 +33,7 @@ from benchmarks.gpu_model import lengths, make_tokenizer, prompts, random_model,
 from helpers import train as training
 from helpers.compat import get_checkpointing, repeat_shared_keys, triton_works, working_head
 from helpers.config import TrainConfig
+from helpers.cutting import Mode
 from helpers.dryrun import Peak, Step, measure
 from helpers.files import atomic_write
 from helpers.hardware import AMPERE, GIB, KNOWN_GPUS, MIB, Gpu, attention, compute_dtype, detect_gpu
@@ -206,22 +207,25 @@ class Watch(TrainerCallback):
 
 
 class Shapes:
-    """Stands before the trainer's collator and counts the micro-batches that the model is given."""
+    """Stands before the trainer's loss and counts the micro-batches that the model is trained with."""
 
-    def __init__(self, collator: Any, plan: Plan) -> None:
-        self.collator, self.plan = collator, plan
+    def __init__(self, trainer: OOMSafeTrainer, plan: Plan) -> None:
+        self.compute_loss, self.plan = trainer.compute_loss, plan
         self.all = self.padded = self.worst = 0
+        trainer.compute_loss = self
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        batch = self.collator(rows)
-        sizes = batch["attention_mask"].sum(1).tolist()
+    def __call__(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            self.count(inputs["attention_mask"].sum(1).tolist())
+        return self.compute_loss(model, inputs, *args, **kwargs)
+
+    def count(self, sizes: list[int]) -> None:
         full = sum(size == self.plan.seq_len for size in sizes)
         padded = min(sizes) < max(sizes)
         self.all += 1
         self.padded += padded
         # The worst that was planned for: all but one have the full length, and that one brings the mask.
         self.worst += full == len(sizes) == 1 or (padded and len(sizes) == self.plan.micro_batch == full + 1)
-        return batch
 
 
 # -------------------------------------------------------------------------------------------------------- a training
@@ -251,11 +255,14 @@ class Bench:
     def trainer(self, folder: str, *, saving: bool = False, **steadiness: Any) -> tuple[OOMSafeTrainer, Watch, Shapes]:
         """The kit's own trainer, on texts in the order in which they were made. Without `saving` it only trains."""
         count = self.config.max_steps * self.config.effective_batch_size
-        training_set = texts(lengths(count, self.plan.micro_batch, self.plan.seq_len))
-        validation = texts(lengths(self.config.max_eval_samples, self.plan.eval_batch, self.plan.seq_len), seed=2)
+        evaluated = self.config.max_eval_samples
+        training_set = texts(lengths(count, self.plan.micro_batch, self.plan.seq_len, EFFECTIVE_BATCH))
+        validation = texts(lengths(evaluated, self.plan.eval_batch, self.plan.seq_len, evaluated), seed=2)
         trainer = training.build_trainer(
             self.config, self.plan, self.model, self.tokenizer, training_set, validation, folder, **steadiness
         )
+        trainer.modes[:] = [self.by_number(self.plan.micro_batch)]  # so that what was planned for is what is run
+        trainer.eval_modes[:] = [self.by_number(self.plan.eval_batch)]
         trainer.args.train_sampling_strategy = "sequential"
         trainer.args.logging_steps, trainer.args.eval_on_start = 1, False
         if not saving:
@@ -263,8 +270,11 @@ class Bench:
             trainer.args.load_best_model_at_end = False
         watch = Watch()
         trainer.add_callback(watch)
-        trainer.data_collator = shapes = Shapes(trainer.data_collator, self.plan)
-        return trainer, watch, shapes
+        return trainer, watch, Shapes(trainer, self.plan)
+
+    def by_number(self, examples: int) -> Mode:
+        """So many examples at a time, whatever their length."""
+        return Mode(self.plan.checkpointing, self.plan.offload, ((self.plan.seq_len, examples),), 1.0, 0.0)
 
     @contextlib.contextmanager
     def measured(self, name: str, predicted: Peak) -> Iterator[dict[str, Any]]:
@@ -339,7 +349,7 @@ class Bench:
     def summary(self, watch: Watch) -> dict[str, Any]:
         """Losses, skipped steps, and seconds and tokens of the steps after the warm-up."""
         rows, first = self.config.effective_batch_size, watch.first_step + WARM_UP
-        sizes = lengths(self.config.max_steps * rows, self.plan.micro_batch, self.plan.seq_len)
+        sizes = lengths(self.config.max_steps * rows, self.plan.micro_batch, self.plan.seq_len, EFFECTIVE_BATCH)
         seconds, tokens = (
             sum(watch.seconds[WARM_UP:]),
             sum(sizes[first * rows : (watch.first_step + len(watch.seconds)) * rows]),

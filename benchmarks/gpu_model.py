@@ -122,17 +122,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def lengths(examples: int, micro_batch: int, longest: int) -> list[int]:
-    """Tokens of each example, micro-batch after micro-batch.
+def lengths(examples: int, micro_batch: int, longest: int, step: int) -> list[int]:
+    """Tokens of each example, optimizer step after optimizer step, each of `step` examples.
 
-    Every second micro-batch, from the first on, is the worst that a plan is made for: all examples have the full length but the last,
-    so that the batch is padded and attention gets a mask. The others are of four different lengths.
+    Every second step, from the first on, has the worst micro-batch that a plan is made for, once it is sorted: all examples have the full
+    length but one, so that the batch is padded and attention gets a mask. All others are shorter, of four different lengths.
     """
     sizes = []
     for number in range(examples):
-        batch, row = divmod(number, micro_batch)
-        if batch % 2:
-            sizes.append(longest * (7 - row % 4) // 8)
+        row = number % step
+        if number // step % 2 or row >= micro_batch:
+            sizes.append(longest * (5 - row % 4) // 8)
         else:
             sizes.append(longest * 3 // 4 if row and row == micro_batch - 1 else longest)
     return sizes

@@ -3,7 +3,8 @@
     cut([61, 48, 300, 52], modes)        # -> [Piece(examples=(1, 3, 0), mode=0, longest=61), Piece(examples=(2,), mode=1, longest=300)]
 
 A step takes the same examples however it is cut, and its loss is a sum over tokens divided by the step's tokens: the gradient is the same to
-rounding. Sorted by length, neighbors need little padding; each piece runs in the quickest mode (of checkpointing) that it fits in.
+rounding. (With dropout above 0, other pieces draw other masks.) Sorted by length, neighbors need little padding; each piece runs in the
+quickest mode (of checkpointing) that it fits in.
 """
 
 from __future__ import annotations

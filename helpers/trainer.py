@@ -30,11 +30,8 @@ from helpers.models import free_memory
 from helpers.runs import History
 
 Batch = dict[str, Any]
-LAST_RESORTS = (
-    ("on", False),
-    ("on", True),
-)  # checkpointing, offload: one example at a time, where nothing else is left
-LAST_RESORT_SECONDS = 1e6  # so that nothing else runs that way
+# (checkpointing, offload) for one example at a time, where nothing else is left, and so expensive that nothing else runs that way.
+LAST_RESORTS, LAST_RESORT_SECONDS = [("on", False), ("on", True)], 1e6
 
 
 class OOMSafeTrainer(SFTTrainer):
@@ -62,7 +59,8 @@ class OOMSafeTrainer(SFTTrainer):
         self.modes, self.eval_modes = modes, [eval_mode]
         self.on_oom_fallback = on_oom_fallback
         self.full_logits = full_logits
-        self._runs_in: tuple[str, bool] | None = None  # checkpointing, offload; None: not set by this trainer yet
+        self._runs_in: tuple[str, bool] | None = None  # checkpointing, offload; None: not known
+        self._offloading: Any = None  # TRL's context, once it was needed
         self._real_tokens = self._computed_tokens = 0  # since the last training loss was logged
         self._logged_at = 0.0  # or rather when the step after that began, by time.perf_counter()
         self._token_losses: list[tuple[float, int]] = []  # of an evaluation: mean loss of a batch, its trained tokens
@@ -172,15 +170,18 @@ class OOMSafeTrainer(SFTTrainer):
 
     def _run_in(self, mode: Mode) -> None:
         """Have the model run in this mode from now on."""
-        if self._runs_in != (mode.checkpointing, mode.offload):
-            self._runs_in = (mode.checkpointing, mode.offload)
-            set_checkpointing(self.model, mode.checkpointing)
-            context = get_act_offloading_ctx_manager(model=self.model) if mode.offload else nullcontext()
-            self.maybe_activation_offload_context = context
+        if self._runs_in == (mode.checkpointing, mode.offload):
+            return
+        set_checkpointing(self.model, mode.checkpointing)
+        if mode.offload and self._offloading is None:  # only once, because it leaves hooks on the model
+            self._offloading = get_act_offloading_ctx_manager(model=self.model)
+        self.maybe_activation_offload_context = self._offloading if mode.offload else nullcontext()
+        self._runs_in = (mode.checkpointing, mode.offload)
 
     def _use_less_memory(self, modes: list[Mode], failed: Piece) -> None:
         """Lower the mode in which a piece failed. Where no mode takes even one such example any more, take a last resort."""
         before = modes[failed.mode]
+        self._runs_in = self._offloading = None  # the latter still waits for a backward pass
         modes[failed.mode] = before.halved(len(failed.examples), failed.longest)
         room = [mode for mode in (modes[failed.mode], *modes) if mode.most_examples(failed.longest)]
         if not room:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -110,8 +111,12 @@ def test_fp16_is_what_a_t4_does(measured):
 @pytest.mark.slow
 def test_running_out_of_memory_is_answered_with_the_same_loss(measured):
     replay, offload = of(measured, "oom")
-    assert replay["comparisons"]["with too little room"]["changes"] == [{"micro_batch": 4}]
-    assert offload["comparisons"]["with too little room"]["changes"] == [{"offload": True}]
+    assert replay["comparisons"]["with too little room"]["changes"] == [
+        {"micro_batch": 4, "checkpointing": "on", "offload": False}
+    ]
+    assert offload["comparisons"]["with too little room"]["changes"] == [
+        {"micro_batch": 1, "checkpointing": "on", "offload": True}
+    ]
     assert (
         offload["runs"]["in host memory"]["predicted_reserved_mib"]
         < offload["runs"]["on the card"]["predicted_reserved_mib"]
@@ -230,13 +235,13 @@ def test_the_planned_card_has_the_size_and_the_traits_of_the_case(monkeypatch):
         gpu_cases.planned_card(CASE)
 
 
-@pytest.mark.parametrize(("micro_batch", "examples"), [(1, 8), (2, 8), (4, 16), (8, 24)])
-def test_lengths_hold_the_planned_worst_case_first_and_are_unequal(micro_batch, examples):
-    sizes = lengths(examples, micro_batch, 1024)
-    batches = [sizes[start : start + micro_batch] for start in range(0, examples, micro_batch)]
-    for batch in batches[::2]:
-        assert batch.count(1024) == max(1, micro_batch - 1) and (micro_batch == 1 or min(batch) < 1024)
-    assert all(max(batch) < 1024 for batch in batches[1::2]) and len(set(sizes)) > 1
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, 8])
+def test_lengths_hold_the_planned_worst_case_first_and_are_unequal(micro_batch):
+    sizes = lengths(24, micro_batch, 1024, 8)
+    for step in (sizes[:8], sizes[16:]):
+        worst = sorted(step)[-micro_batch:]
+        assert worst.count(1024) == max(1, micro_batch - 1) and (micro_batch == 1 or min(worst) < 1024)
+    assert max(sizes[8:16]) < 1024 and len(set(sizes[8:16])) == 4
 
 
 def test_texts_and_prompts_have_the_tokens_that_were_asked_for():
@@ -254,11 +259,9 @@ def test_equal_lengths_are_not_taken_for_the_worst_case():
     class Plan:
         seq_len, micro_batch = 8, 2
 
-    def pad(rows):
-        return {"attention_mask": torch.tensor([[1] * size + [0] * (8 - size) for size in rows])}
-
-    equal, worst, shorter = (gpu_cases.Shapes(pad, Plan) for _ in range(3))
-    equal([8, 8]), worst([8, 6]), shorter([7, 6])
+    trainers = [SimpleNamespace(compute_loss=None) for _ in range(3)]
+    equal, worst, shorter = (gpu_cases.Shapes(trainer, Plan) for trainer in trainers)
+    equal.count([8, 8]), worst.count([8, 6]), shorter.count([7, 6])
     assert (
         (equal.worst, equal.padded) == (0, 0)
         and (worst.worst, worst.padded) == (1, 1)
