@@ -59,7 +59,7 @@ class OOMSafeTrainer(SFTTrainer):
         self.modes, self.eval_modes = modes, [eval_mode]
         self.on_oom_fallback = on_oom_fallback
         self.full_logits = full_logits
-        self._runs_in: tuple[str, bool] | None = None  # checkpointing, offload; None: not known
+        self._runs_in: tuple[str, bool] | None = None  # checkpointing, offload; None: not set yet
         self._offloading: Any = None  # TRL's context, once it was needed
         self._real_tokens = self._computed_tokens = 0  # since the last training loss was logged
         self._logged_at = 0.0  # or rather when the step after that began, by time.perf_counter()
@@ -181,7 +181,6 @@ class OOMSafeTrainer(SFTTrainer):
     def _use_less_memory(self, modes: list[Mode], failed: Piece) -> None:
         """Lower the mode in which a piece failed. Where no mode takes even one such example any more, take a last resort."""
         before = modes[failed.mode]
-        self._runs_in = self._offloading = None  # the latter still waits for a backward pass
         modes[failed.mode] = before.halved(len(failed.examples), failed.longest)
         room = [mode for mode in (modes[failed.mode], *modes) if mode.most_examples(failed.longest)]
         if not room:
