@@ -55,7 +55,7 @@ def undisturbed(tiny_model, tmp_path_factory) -> Run:
     [
         ("forward", SFTTrainer, "compute_loss", 8),
         ("backward", torch.Tensor, "backward", 2),
-        ("a later backward", torch.Tensor, "backward", 5),
+        ("a later backward", torch.Tensor, "backward", 6),
     ],
 )
 def test_running_out_of_memory_under_the_scaler_changes_nothing(
