@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
 from helpers.config import TrainConfig
+from helpers.cutting import Mode
 from helpers.dryrun import Peak, Step
 from helpers.hardware import GIB, MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
 from helpers.page import filled
+from helpers.recipe import total_steps
 from helpers.registry import CATALOG, ModelShape, find_shape
+from helpers.typical import TypicalCut, typical_cut
 
 RESERVE_SHARE, RESERVE_BYTES = 0.03, 200 * MIB  # kept free: what a driver, a desktop or the next kernel may want
+# What micro-batches of many shapes, one after the other, take more than the largest alone, and what the allocator may round up between
+# the shapes that were dry-run. By whether its segments grow: `python -m benchmarks.replay`.
+HEADROOM = {True: 128 * MIB, False: 512 * MIB}
 SHORTEST_SEQUENCE = 128
+ABOUT_THE_CARD = 3  # reasons with which a plan begins, before it comes to steps
+LOOKED_AT = 60  # steps at most, to say how a step is cut
 SMALL_TILE = 4096  # vocabulary entries per tile of TRL's torch loss head, where its temporaries would be the peak
 CLEARLY_LESS = 0.9  # of what has just failed
 REPLICATED = "replicated (DDP): each GPU holds all weights; only the adapters' gradients travel, once per step"
@@ -31,8 +39,12 @@ class Plan:
     dtype: str
     optimizer: str
     seq_len: int
+    """Tokens of the longest example; longer ones are cut."""
     micro_batch: int
+    """Examples in each of the equal micro-batches into which a step *can* be cut whatever their lengths: all may be of `seq_len` tokens.
+    So it is done by the exported script, and where the config fixes it; else `helpers.cutting` finds better micro-batches for each step."""
     accumulation: int
+    """How many such micro-batches make a step."""
     checkpointing: str = "on"
     offload: bool = False
     eval_batch: int = 1
@@ -42,21 +54,32 @@ class Plan:
     gpus: int = 1
     sharded: bool = False
     budget: int = 0
+    modes: tuple[Mode, ...] = ()
+    """How the micro-batches may run into which `helpers.cutting` cuts a step, quickest first. Empty: equal ones, as above, are forced."""
+    eval_mode: Mode | None = None
+    """The same for evaluation."""
+    largest_bytes: int = 0
+    """What the largest micro-batch takes that any of the modes has room for."""
+    cut: TypicalCut | None = None
+    """How the steps will be cut, by the lengths that the plan was made for."""
     memory: MemoryEstimate | None = None
-    """The formula's parts; None where the model is not modeled."""
+    """The formula's parts for `micro_batch` examples of full length; None where the model is not modeled."""
     measured: Peak | None = None
-    """The dry run that decided; None where the formula did."""
+    """The dry run of them; None where the formula decided."""
     reasons: list[str] = field(default_factory=list)
 
     @property
     def peak_bytes(self) -> int | None:
-        """What the card has to give: reserved by the dry run plus the CUDA context if it is still to come, or the formula's total."""
-        if self.measured is None:
-            return self.memory.total_bytes if self.memory else None
-        # The dry run is of one card; what several need besides is in the formula's parts.
-        parts = self.memory.parts if self.memory else {}
-        context = 0 if self.gpu.has_context else CUDA_CONTEXT
-        return self.measured.reserved + context + sum(parts.get(name, 0) for name in FOR_MANY_GPUS)
+        """What the card has to give, at most: for equal micro-batches, or for the largest that any mode has room for."""
+        if self.memory is None and self.measured is None:
+            return None
+        peak = self.memory.total_bytes if self.memory else 0
+        if self.measured is not None:
+            # The dry run is of one card; what several need besides is in the formula's parts.
+            parts = self.memory.parts if self.memory else {}
+            context = 0 if self.gpu.has_context else CUDA_CONTEXT
+            peak = self.measured.reserved + context + sum(parts.get(name, 0) for name in FOR_MANY_GPUS)
+        return max(peak, self.largest_bytes)
 
     @property
     def fits(self) -> bool:
@@ -69,6 +92,8 @@ class Plan:
         rate = speed(self.gpu)
         if self.measured is None or not rate.source:
             return None
+        if self.cut is not None and self.modes:
+            return self.cut.seconds
         return self.accumulation * rate.seconds(self.measured.flops, self.measured.bytes_moved)
 
     def __str__(self) -> str:
@@ -81,11 +106,11 @@ def reserve(gpu: Gpu) -> int:
 
 
 def budget(gpu: Gpu) -> int:
-    """Bytes that a plan may use on this card: what is free, less a reserve."""
-    return gpu.free_bytes - reserve(gpu)
+    """Bytes that a plan may use on this card: what is free, less a reserve, and less what its allocator loses."""
+    return gpu.free_bytes - reserve(gpu) - (HEADROOM[gpu.expandable] if gpu.kind == "cuda" else 0)
 
 
-def lengths(longest: int) -> Iterator[int]:
+def shorter(longest: int) -> Iterator[int]:
     """The wanted length, then shorter ones: three quarters, a half, ... down to 128 tokens."""
     yield longest
     while (longest := longest * 3 // 4) >= SHORTEST_SEQUENCE:
@@ -140,8 +165,8 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
         lora_dropout=config.lora_dropout,
         quantization=config.quantization,
         dtype=plan.dtype,
-        checkpointing=plan.checkpointing,
-        offload=plan.offload,
+        checkpointing=plan.checkpointing if phase == "train" else "off",
+        offload=plan.offload and phase == "train",
         attention=attention(plan.gpu, shape)[0],
         masked=micro_batch > 1,
         loss_head=plan.loss_head,
@@ -153,17 +178,41 @@ def step_of(config: TrainConfig, plan: Plan, shape: ModelShape, phase: str = "tr
     )
 
 
+# ------------------------------------------------------------------------------------------------ how steps are cut
+
+
+def with_cut(config: TrainConfig, plan: Plan, lengths: Sequence[int] | None) -> Plan:
+    """`plan` with the typical cut of its steps for examples of these lengths (tokens), in numbers and in words.
+
+    Without lengths, all are taken to be as long as the plan allows.
+    """
+    seen = [min(length, plan.seq_len) for length in lengths or [plan.seq_len]]
+    steps = min(LOOKED_AT, total_steps(config, len(seen))) if min(seen) < max(seen) else 1
+    equal = Mode(plan.checkpointing, plan.offload, ((plan.seq_len, plan.micro_batch),), 1.0, 0.0)  # in fewest passes
+    batch = plan.micro_batch * plan.accumulation
+    plan = replace(plan, cut=(cut := typical_cut(seen, plan.modes or (equal,), batch, steps, config.seed)))
+    words = [str(cut)]
+    if not lengths:
+        words.append(
+            f"so if each has {plan.seq_len} tokens: their lengths are not known yet, and shorter ones take less"
+        )
+    elif cut.padding_if_equal > cut.padding:
+        words.append(f"{100 * cut.padding:.0f} % padding instead of {100 * cut.padding_if_equal:.0f} %")
+    if plan.seconds_per_step is not None:
+        words.append(f"about {plan.seconds_per_step:.1f} s per step, {speed(plan.gpu).source}")
+    others = [reason for reason in plan.reasons if not reason.startswith(f"{batch} examples per step")]
+    return replace(plan, reasons=[*others[:ABOUT_THE_CARD], "; ".join(words), *others[ABOUT_THE_CARD:]])
+
+
 # ------------------------------------------------------------------------------------------------ a plan in words
 
 
 def explain(config: TrainConfig, plan: Plan, wanted: Plan, shape: ModelShape) -> Iterator[str]:
     """Each choice with its reason. `wanted` is the plan before the search made examples or loss tiles smaller."""
-    cards, each, unsent = "", "", ""
-    if plan.gpus > 1:
-        cards, each, unsent = f" x {plan.gpus} GPUs", " on each GPU", ", without what the GPUs send each other"
-    slow = "" if plan.gpu.kind == "cuda" else "; a larger micro-batch is no faster without a GPU"
+    cards, each = (f" x {plan.gpus} GPUs", " on each GPU") if plan.gpus > 1 else ("", "")
     batch = f"micro-batch {plan.micro_batch} x {plan.accumulation} accumulation{cards}"
-    yield f"{batch} = {config.effective_batch_size} examples per step{slow}"
+    where = "; as the config says" if config.micro_batch_size else "; so in the exported script" if plan.modes else ""
+    yield f"{batch} = {config.effective_batch_size} examples per step of {plan.seq_len} tokens{where}"
     yield _why_checkpointing(config, plan, shape)
     if plan.offload:
         yield "activations wait in host memory: without that nothing fits at this length"
@@ -173,14 +222,15 @@ def explain(config: TrainConfig, plan: Plan, wanted: Plan, shape: ModelShape) ->
         yield f"loss computed in tiles of {plan.loss_tile} vocabulary entries, because larger ones would be the peak"
     if plan.gpus > 1:
         yield SHARDED if plan.sharded else REPLICATED
-    peak = f"{'=' if plan.measured else 'about'} {(plan.peak_bytes or 0) / GIB:.1f} GiB"
+    peak = f"{'at most' if plan.measured else 'about'} {(plan.peak_bytes or 0) / GIB:.1f} GiB"
     free = f"{plan.budget / GIB:.1f} GiB that may be used ({plan.gpu.free_bytes / GIB:.1f} free)"
     yield f"peak {peak} of the {free}{each}"
     if plan.measured:
         batches = f"evaluation in batches of {plan.eval_batch}, generation in batches of {plan.generation_batch}"
         yield f"{batches}: neither needs more"
-    if plan.seconds_per_step is not None:
-        yield f"about {plan.seconds_per_step:.1f} s per step{unsent}, {speed(plan.gpu).source}"
+    if plan.gpus > 1 and plan.seconds_per_step is not None:
+        unsent = "without what the GPUs send each other"
+        yield f"about {plan.seconds_per_step:.1f} s per step, {unsent}, {speed(plan.gpu).source}"
 
 
 def _why_checkpointing(config: TrainConfig, plan: Plan, shape: ModelShape) -> str:
@@ -217,7 +267,7 @@ def suggest_alternatives(config: TrainConfig, plan: Plan, shape: ModelShape | No
     kinds = [
         [("sharded=True", need(sharded=True))] if plan.gpus > 1 and not plan.sharded else [],
         [(f"model={row.short_name!r}", need(of_shape=row.shape)) for row in smaller],
-        [(f"max_length={length}", need(seq_len=length)) for length in lengths(plan.seq_len)],
+        [(f"max_length={length}", need(seq_len=length)) for length in shorter(plan.seq_len)],
         [(f"r={r}", need(replace(config, r=r))) for r in (64, 32, 16, 8, 4) if r < config.r],
     ]
     nearest = [next((option for option in options if option[1] <= limit), None) for options in kinds]

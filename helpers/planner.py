@@ -1,32 +1,39 @@
 """The fastest settings that fit this card, for training, evaluation and generation, each with its reason.
 
-    plan = make_plan(config, detect_gpu())
+    plan = make_plan(config, detect_gpu(), lengths=lengths)     # tokens of each example, once the data are loaded
     print(plan)                     # every choice, line by line
 
-The effective batch is kept exactly: micro-batch x accumulation. The formula (`helpers.memory`) ranks what may fit, instantly; on a
-CUDA card the dry run (`helpers.dryrun`) decides. Among what fits, the least work per example wins: checkpointing off, then
-selective, then on; only then activations wait in host memory, and only then examples get shorter.
+The effective batch is kept exactly. How its examples are cut into micro-batches is decided anew in each step (`helpers.cutting`), by what
+each mode of checkpointing has room for (`helpers.modes`). The formula (`helpers.memory`) tells that instantly; on a CUDA card, dry runs
+(`helpers.dryrun`) settle it. Only where nothing else fits do activations wait in host memory, and only then examples get shorter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 
 from helpers.config import ConfigError, TrainConfig
-from helpers.dryrun import measure, missing_names
-from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head, speed
-from helpers.memory import flops_and_bytes, nf4_bytes
-from helpers.plan import Plan, budget, estimate_of, explain, lengths, step_of, suggest_alternatives, with_memory
+from helpers.cutting import Mode
+from helpers.dryrun import measure_once, missing_names
+from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head
+from helpers.memory import nf4_bytes
+from helpers.modes import evaluation_mode, modes_that_fit
+from helpers.plan import (
+    Plan,
+    budget,
+    explain,
+    shorter,
+    step_of,
+    suggest_alternatives,
+    with_cut,
+    with_memory,
+)
 from helpers.registry import BaseModel, ModelShape, find_model_type, find_shape, resolve
 
-CHECKPOINTING = ("off", "selective", "on")
-# A CPU gains nothing from a larger micro-batch (2, 4 and 8 trained equally fast on two cores) and pays for it in memory.
-CPU_MICRO_BATCH = 2
 GENERATION_BATCH = 48  # prompts at a time: one pass over the weights serves all of them
 LOADING_BYTES = 1.5 * GIB  # of RAM, beside the largest tensor, to load a model in NF4 (a 1.1B model took 1.41 GiB)
-HOST_SHARE = 0.8  # of the free RAM may hold activations
-PINNED_ROUNDING = 2  # host buffers that a card can reach are rounded up to powers of two: at most twice the bytes
 
 
 class DoesNotFit(RuntimeError):
@@ -39,7 +46,7 @@ def make_plan(
     model: str | BaseModel = "",
     *,
     exact: bool | None = None,
-    longest_example: int | None = None,
+    lengths: Sequence[int] | None = None,
     optimizer: str = "",
     gpus: int = 1,
     sharded: bool = False,
@@ -49,7 +56,7 @@ def make_plan(
     Args:
         model: what `choose_model` answered: a row of the menu, a Hub id or a folder. Default: `config.model`.
         exact: let the dry run decide (seconds) instead of the formula alone (instant). Default: on a CUDA card.
-        longest_example: tokens of the longest example, if it is shorter than `config.max_length`.
+        lengths: tokens of each training example. Default: all are as long as `config.max_length` allows.
         optimizer: "adamw_8bit" or "adamw_torch", for a run that was begun with it. Default: 8 bit on a CUDA card.
         gpus: plan for so many cards like this one, which share each step's examples: all memory figures are per card. Such a plan is
             for the exported script and `accelerate launch`; a notebook trains on one.
@@ -74,7 +81,7 @@ def make_plan(
         gpu,
         dtype,
         optimizer or ("adamw_8bit" if cuda else "adamw_torch"),
-        seq_len=min(config.max_length, longest_example or config.max_length),
+        seq_len=min(config.max_length, max(lengths or [config.max_length])),
         micro_batch=1,
         accumulation=config.effective_batch_size // gpus,
         gpus=gpus,
@@ -87,77 +94,82 @@ def make_plan(
         note = "this model's memory is not modeled, so the safest settings are used: micro-batch 1, checkpointing on"
         return replace(wanted, reasons=[*wanted.reasons, note])
     _check_model(config, wanted, shape)
-    return _search(config, wanted, shape, exact)
+    return _search(config, wanted, shape, exact, lengths)
 
 
 # ------------------------------------------------------------------------------------------------ the search
 
 
-def _search(config: TrainConfig, wanted: Plan, shape: ModelShape, exact: bool) -> Plan:
-    """The first that fits: in device memory or with host memory, at the wanted length or a shorter one."""
-    for seq_len in lengths(wanted.seq_len):
-        for offload in (False, True) if wanted.gpu.kind == "cuda" else (False,):
-            plan = _best_that_fits(config, replace(wanted, seq_len=seq_len, offload=offload), shape, exact)
-            if plan is not None:
-                plan = _plan_evaluation_and_generation(config, plan, shape, exact)
-                return replace(plan, reasons=[*plan.reasons, *explain(config, plan, wanted, shape)])
+def _search(config: TrainConfig, wanted: Plan, shape: ModelShape, exact: bool, lengths: Sequence[int] | None) -> Plan:
+    """The first that fits, at the wanted length or a shorter one."""
+    for seq_len in shorter(wanted.seq_len):
+        base = _with_tile(config, replace(wanted, seq_len=seq_len), shape)
+        found = modes_that_fit(config, base, shape, exact)
+        modes = tuple(mode for mode, _ in found)
+        plan = _cut_equally(config, base, shape, exact, modes, lengths)
+        if plan is None:
+            continue
+        if plan.gpus == 1:
+            if not config.micro_batch_size:
+                plan = replace(plan, modes=modes, largest_bytes=max(size for _, size in found))
+            evaluating = evaluation_mode(config, base, shape, exact, modes[0])
+            plan = with_cut(config, replace(plan, eval_mode=evaluating), lengths)
+        plan = replace(plan, eval_batch=plan.micro_batch, generation_batch=_generation_batch(config, plan, shape))
+        return replace(plan, reasons=[*plan.reasons, *explain(config, plan, wanted, shape)])
     raise DoesNotFit(suggest_alternatives(config, wanted, shape))
 
 
-def _best_that_fits(config: TrainConfig, base: Plan, shape: ModelShape, exact: bool) -> Plan | None:
-    """The candidate with the least estimated time that fits. The formula sorts out what cannot; the dry run has the last word."""
-    modes: tuple[str, ...] = CHECKPOINTING if base.gpu.kind == "cuda" else ("off", "on")
-    if base.offload:
-        modes = ("on",)  # without checkpointing, tens of gigabytes would have to wait in host memory
-    candidates = [
-        replace(base, checkpointing=mode, micro_batch=size, accumulation=base.accumulation // size)
-        for mode in modes
-        if config.gradient_checkpointing in ("auto", mode)
-        for size in _micro_batches(config, base)
-    ]
-    for plan in sorted(candidates, key=lambda plan: _rough_seconds(config, plan, shape)):
-        plan = with_memory(config, plan, shape)
-        if not plan.fits or (plan.offload and _host_bytes(config, plan, shape) > plan.gpu.ram_free_bytes * HOST_SHARE):
-            continue
+def _with_tile(config: TrainConfig, base: Plan, shape: ModelShape) -> Plan:
+    """A smaller loss tile where the loss head's temporaries would be the peak of a whole step at once: then they are of a smaller one too."""
+    whole = replace(base, micro_batch=base.accumulation, checkpointing="on")
+    return replace(base, loss_tile=with_memory(config, whole, shape).loss_tile)
+
+
+def _cut_equally(
+    config: TrainConfig,
+    base: Plan,
+    shape: ModelShape,
+    exact: bool,
+    modes: Sequence[Mode],
+    lengths: Sequence[int] | None,
+) -> Plan | None:
+    """The quickest plan with equal micro-batches that fit whatever the lengths of their examples."""
+    share = base.accumulation  # examples of one card in a step: of a plan with micro-batch 1
+    ordered = sorted(min(length, base.seq_len) for length in lengths or [base.seq_len])
+    ordered = ordered[:: -(-len(ordered) // 1000)]  # a thousand of them say enough
+
+    def seconds(option: tuple[Mode, int]) -> float:
+        size, number = option[1], len(ordered)
+        # The longest of some examples drawn at random is at most the i-th longest of all with a chance of (i / all)^some.
+        chances = [((i + 1) / number) ** size - (i / number) ** size for i in range(number)]
+        longest = sum(chance * length for chance, length in zip(chances, ordered))
+        return share / size * option[0].seconds(size, round(longest))
+
+    sizes = [gcd(config.micro_batch_size, share)] if config.micro_batch_size else range(share, 0, -1)
+    options = [(mode, n) for mode in modes for n in sizes if share % n == 0 and n <= mode.most_examples(base.seq_len)]
+    for mode, size in sorted(options, key=seconds):
+        plan = replace(base, checkpointing=mode.checkpointing, offload=mode.offload)
+        plan = with_memory(config, replace(plan, micro_batch=size, accumulation=share // size), shape)
         if exact:
-            plan = replace(plan, measured=measure(step_of(config, plan, shape)))
+            plan = replace(plan, measured=measure_once(step_of(config, plan, shape)))
         if plan.fits:
             return plan
     return None
 
 
-def _micro_batches(config: TrainConfig, base: Plan) -> list[int]:
-    """Divisors of one card's share of a step, largest first; only the one that the config fixes, if it fixes one."""
-    share = base.accumulation  # of a plan with micro-batch 1
-    if config.micro_batch_size:
-        return [gcd(config.micro_batch_size, share)]
-    largest = share if base.gpu.kind == "cuda" else min(share, CPU_MICRO_BATCH)
-    return [size for size in range(largest, 0, -1) if share % size == 0]
-
-
-def _rough_seconds(config: TrainConfig, plan: Plan, shape: ModelShape) -> float:
-    """Seconds of one optimizer step by the formula, to rank candidates. A small micro-batch unpacks the weights more often."""
-    flops, bytes_moved = flops_and_bytes(shape, plan.micro_batch, plan.seq_len, plan.checkpointing, config.quantization)
-    return plan.accumulation * speed(plan.gpu).seconds(flops, bytes_moved)
-
-
-def _host_bytes(config: TrainConfig, plan: Plan, shape: ModelShape) -> int:
-    """Activations that wait in host memory when the plan offloads them: what would otherwise be saved on the card."""
-    return PINNED_ROUNDING * estimate_of(config, replace(plan, offload=False), shape).parts["saved activations"]
-
-
-def _plan_evaluation_and_generation(config: TrainConfig, plan: Plan, shape: ModelShape, exact: bool) -> Plan:
-    """Batches for evaluation and generation that need no more than training does.
-
-    Evaluation is training's forward pass with less kept, so the micro-batch will do. Generation keeps keys and values of every
-    layer instead, which can be more than checkpointing keeps: the dry run decides.
-    """
-    cuda, batch = plan.gpu.kind == "cuda", GENERATION_BATCH
-    if not (cuda and exact and plan.measured):
-        return replace(plan, eval_batch=plan.micro_batch, generation_batch=1 if cuda else batch)
-    while batch > 1 and measure(step_of(config, plan, shape, "generate", batch)).reserved > plan.measured.reserved:
-        batch = (batch + 1) // 2
-    return replace(plan, eval_batch=plan.micro_batch, generation_batch=batch)
+def _generation_batch(config: TrainConfig, plan: Plan, shape: ModelShape) -> int:
+    """How many prompts at once need no more than training does: keys and values of every layer are kept, for each of them."""
+    if plan.gpu.kind != "cuda" or plan.measured is None:
+        return 1 if plan.gpu.kind == "cuda" else GENERATION_BATCH
+    batch, limit = GENERATION_BATCH, plan.peak_bytes or 0
+    while batch > 1:
+        run = measure_once(step_of(config, plan, shape, "generate", batch))
+        needed = replace(plan, measured=run, largest_bytes=0).peak_bytes or 0
+        if needed <= limit:
+            break
+        each = (run.reserved - run.resident) / batch
+        batch = max(1, min(batch - 1, int(batch - (needed - limit) / each)))
+    return batch
 
 
 # ------------------------------------------------------------------------------------------------ what cannot work

@@ -253,6 +253,6 @@ def _planned_for_now(config: TrainConfig, plan: Plan, run: Run) -> Plan:
 
 def _planned_again(config: TrainConfig, plan: Plan, because: str, gpu: Gpu, optimizer: str) -> Plan:
     """Another plan for what `plan` was for, printed with the reason. Raises `DoesNotFit` if nothing fits any more."""
-    changed = make_plan(config, gpu, plan.model, longest_example=plan.seq_len, optimizer=optimizer)
+    changed = make_plan(config, gpu, plan.model, lengths=[plan.seq_len], optimizer=optimizer)
     print(f"The plan is made anew, because {because}:\n{changed}")
     return changed

@@ -13,13 +13,22 @@ question costs seconds less than the first.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from helpers.files import atomic_write
+from helpers.hub import cache_folder
+
+LIBRARIES = ("torch", "transformers", "trl", "bitsandbytes", "peft")
+SOURCES = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "compat.py"]
 
 
 class DryRunError(RuntimeError):
@@ -43,6 +52,7 @@ class Step:
     dtype: str = "bfloat16"
     checkpointing: str = "on"  # "off", "selective" (keeps attention's output), "on", or "reentrant" (the older "on")
     offload: bool = False  # saved activations wait in host memory
+    accumulating: bool = False  # gradients of the optimizer step's earlier micro-batches are there
     attention: str = "flash"  # "flash", "efficient", "math" or "eager": what the card will really run
     masked: bool = False  # examples are padded, so attention gets a mask: no flash attention, and keys repeated
     loss_head: str = "triton"  # TRL's tiled head with Triton, the same in plain "torch", or "full" logits
@@ -125,6 +135,20 @@ def measure(step: Step) -> Peak:
         DryRunError: the configuration is not a causal language model, or cannot be built.
     """
     return Peak(**_worker.ask(asdict(step)))
+
+
+def measure_once(step: Step) -> Peak:
+    """`measure`, and remember the answer on disk for as long as the code that was run stays the same."""
+    what = [asdict(step), {name: version(name) for name in LIBRARIES}, *(file.read_text("utf-8") for file in SOURCES)]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    file = cache_folder() / "dry_runs" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or not whole
+        return Peak(**json.loads(file.read_text("utf-8")))
+    peak = measure(step)
+    with contextlib.suppress(OSError):  # no room, or not ours to write
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(asdict(peak)))
+    return peak
 
 
 def missing_names() -> list[str]:

@@ -47,10 +47,12 @@ def run(step: Step, model: PreTrainedModel) -> Peak:
     optimizer = bnb.optim.AdamW8bit(trainable) if eight_bit else torch.optim.AdamW(trainable, foreach=True)
     with tracker:
         batch = make_batch(step)
-        if step.phase == "train":  # as from the second step on, with the optimizer's state already there
-            for parameter in trainable:
-                parameter.grad = torch.zeros_like(parameter)
+        if step.phase != "generate":  # as from the second step on, with the optimizer's state already there
+            add_gradients(trainable)
             update(optimizer)
+        if step.phase == "train":
+            if step.accumulating:
+                add_gradients(trainable)
             tracker.peak = tracker.flops = tracker.bytes_moved = 0
             with saved_tensors_hooks(to_host, from_host) if step.offload else contextlib.nullcontext():
                 loss, outputs = forward(step, model, batch)
@@ -85,6 +87,12 @@ def forward(step: Step, model: PreTrainedModel, batch: Batch) -> tuple[torch.Ten
         return outputs.loss, outputs
     outputs = model(**batch, labels=batch["input_ids"], fused_lm_head=True)
     return -outputs.log_probs.sum() / batch["input_ids"].numel(), outputs
+
+
+def add_gradients(trainable: list[torch.nn.Parameter]) -> None:
+    """As an earlier micro-batch leaves them."""
+    for parameter in trainable:
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:
