@@ -114,7 +114,7 @@ class Row:
         """The micro-batches of all steps, as the plan cuts them."""
         modes = self.plan.modes
         return [
-            (modes[piece.mode].checkpointing, len(piece.examples), step[piece.examples[-1]])
+            (modes[piece.mode].checkpointing, len(piece.examples), piece.longest)
             for step in self.steps
             for piece in cut(step, modes)
         ]

@@ -30,7 +30,16 @@ import numpy as np
 from helpers.config import TrainConfig
 from helpers.cutting import cut
 from helpers.dryrun import Step, worker
-from helpers.dryrun.allocator import LARGE_SEGMENT, SMALL_SEGMENT, Block, CachingAllocator, Event, round_up
+from helpers.dryrun.allocator import (
+    LARGE_REQUEST,
+    LARGE_SEGMENT,
+    SEGMENT_ROUNDING,
+    SMALL_SEGMENT,
+    Block,
+    CachingAllocator,
+    Event,
+    round_up,
+)
 from helpers.dryrun.model import build
 from helpers.dryrun.tracker import MemoryTracker
 from helpers.hardware import GIB, KNOWN_GPUS
@@ -64,13 +73,6 @@ class FullCard(CachingAllocator):
         self.capacity = capacity
         self.holes: set[Block] = set()  # addresses without memory behind them
 
-    def _reserve(self, new: int) -> None:
-        if self.reserved + new > self.capacity:
-            self._give_back()
-        if self.reserved + new > self.capacity:
-            raise OutOfMemory(f"{self.reserved} bytes reserved, {self.allocated} allocated, {new} more wanted")
-        super()._reserve(new)
-
     def _give_back(self) -> None:
         if not self.expandable:
             for block in [block for blocks in self._free.values() for block in blocks]:
@@ -98,23 +100,34 @@ class FullCard(CachingAllocator):
 
     def _grow(self, pool: str, size: int) -> Block:
         if not self.expandable:
+            large = LARGE_SEGMENT if size < LARGE_REQUEST else round_up(size, SEGMENT_ROUNDING)
+            new = SMALL_SEGMENT if pool == "small" else large
+            if self.reserved + new > self.capacity:
+                self._give_back()
+            self._check(new)
             return super()._grow(pool, size)
         parts, new = self._parts(pool, size)
         if self.reserved + new > self.capacity:
             self._give_back()
             parts, new = self._parts(pool, size)
-        self._reserve(new)
+        self._check(new)
+        self.reserved += new
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         whole = Block(sum(part for _, part in parts), pool, before=parts[0][0].before)
         for block, part in parts:
             if block.free:
                 self._take(block)
             if block is not self._ends[pool]:
                 block.size -= part
-            if not block.size and block is not self._ends[pool]:
-                self.holes.discard(block)
-                block.before.after, block.after.before = block.after, block.before
+                if not block.size:
+                    self.holes.discard(block)
+                    block.before.after, block.after.before = block.after, block.before
         self._give(whole)
         return self._take(whole)
+
+    def _check(self, new: int) -> None:
+        if self.reserved + new > self.capacity:
+            raise OutOfMemory(f"{self.reserved} bytes reserved, {self.allocated} allocated, {new} more wanted")
 
     def _parts(self, pool: str, size: int) -> tuple[list[tuple[Block, int]], int]:
         """(neighbors with how much is taken of each, bytes of it that the driver must give)."""
@@ -243,9 +256,7 @@ def steps_of(plan: Plan, lengths: list[int], batch: int, number: int) -> list[li
     draw, steps = Random(0), []
     for _ in range(number):
         step = draw.sample(lengths, batch)
-        pieces = [
-            (plan.modes[piece.mode], len(piece.examples), step[piece.examples[-1]]) for piece in cut(step, plan.modes)
-        ]
+        pieces = [(plan.modes[piece.mode], len(piece.examples), piece.longest) for piece in cut(step, plan.modes)]
         steps.append(
             [
                 (mode.checkpointing, mode.offload, n, longest, place > 0)

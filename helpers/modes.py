@@ -13,7 +13,7 @@ from math import gcd
 from typing import NamedTuple
 
 from helpers.config import TrainConfig
-from helpers.cutting import Mode
+from helpers.cutting import TOKENS_PER_PAIR, TOKENS_PER_PASS, Mode
 from helpers.dryrun import Peak, measure_once
 from helpers.hardware import MIB, speed
 from helpers.memory import flops_and_bytes
@@ -57,7 +57,9 @@ def modes_that_fit(config: TrainConfig, plan: Plan, shape: ModelShape, exact: bo
         exact: let dry runs settle what the formula draws.
     """
     cuda, wanted, share = plan.gpu.kind == "cuda", config.gradient_checkpointing, plan.accumulation
-    most = gcd(config.micro_batch_size, share) if config.micro_batch_size else min(share, MOST_EXAMPLES)
+    most = min(share, MOST_EXAMPLES if cuda else CPU_MICRO_BATCH)
+    if config.micro_batch_size:
+        most = gcd(config.micro_batch_size, share)
     found: list[tuple[Mode, int]] = []
 
     def fits(examples: int) -> bool:
@@ -123,8 +125,6 @@ def _by_formula(
     examples = most
 
     def too_large(length: int) -> bool:
-        if plan.gpu.kind != "cuda" and examples * length > CPU_MICRO_BATCH * plan.seq_len:
-            return True
         if plan.offload and phase == "train":
             waiting = host_bytes(config, replace(plan, micro_batch=examples, seq_len=length), shape)
             if waiting > plan.gpu.ram_free_bytes * HOST_SHARE:
@@ -160,7 +160,7 @@ def _costs(config: TrainConfig, plan: Plan, shape: ModelShape, runs: dict[Size, 
     if plan.gpu.kind != "cuda":
         usual = flops_and_bytes(shape, *SAMPLES[1], "off", config.quantization)
         longer = works[SAMPLES[1]][0] / usual[0]
-        return longer * CPU_PASS, longer, longer * CPU_PAIR
+        return longer * TOKENS_PER_PASS, longer, longer * TOKENS_PER_PAIR
     if runs:  # small micro-batches cost the same whether attention's output is kept or not
         small = replace(plan, checkpointing="off" if kind == "off" else "on")
         missing = [size for size in SAMPLES if size not in runs][: 3 - len(runs)]

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from helpers.config import TrainConfig
-from helpers.cutting import Mode
+from helpers.cutting import Mode, modes_of
 from helpers.dryrun import Peak, Step
 from helpers.hardware import GIB, MIB, Gpu, attention, speed
 from helpers.memory import ADAMW, ADAMW_8BIT, CUDA_CONTEXT, FOR_MANY_GPUS, MemoryEstimate, estimate
@@ -55,7 +55,8 @@ class Plan:
     sharded: bool = False
     budget: int = 0
     modes: tuple[Mode, ...] = ()
-    """How the micro-batches may run into which `helpers.cutting` cuts a step, quickest first. Empty: equal ones, as above, are forced."""
+    """How the micro-batches may run into which `helpers.cutting` cuts a step, quickest first. Empty: in one way, with as many tokens as the
+    equal ones above; or in just these, if the config fixes their size."""
     eval_mode: Mode | None = None
     """The same for evaluation."""
     largest_bytes: int = 0
@@ -188,9 +189,8 @@ def with_cut(config: TrainConfig, plan: Plan, lengths: Sequence[int] | None) -> 
     """
     seen = [min(length, plan.seq_len) for length in lengths or [plan.seq_len]]
     steps = min(LOOKED_AT, total_steps(config, len(seen))) if min(seen) < max(seen) else 1
-    equal = Mode(plan.checkpointing, plan.offload, ((plan.seq_len, plan.micro_batch),), 1.0, 0.0)  # in fewest passes
     batch = plan.micro_batch * plan.accumulation
-    plan = replace(plan, cut=(cut := typical_cut(seen, plan.modes or (equal,), batch, steps, config.seed)))
+    plan = replace(plan, cut=(cut := typical_cut(seen, modes_of(config, plan)[0], batch, steps, config.seed)))
     words = [str(cut)]
     if not lengths:
         words.append(

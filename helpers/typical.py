@@ -14,20 +14,15 @@ from helpers.cutting import Mode, cut
 class TypicalCut:
     """Some steps of a run, cut. In words: "16 examples per step in about 5 micro-batches of up to 1,024 tokens, checkpointing off"."""
 
-    examples: int
-    """In each step."""
-    pieces: float
-    """Micro-batches in a step, on average."""
-    most_tokens: int
-    """In the largest micro-batch, with padding."""
-    steps_with: dict[str, int]
-    """Mode of checkpointing -> in how many of the steps looked at it runs; the one of most micro-batches first."""
-    padding: float
-    """Share of the computed tokens that belong to no example ..."""
-    padding_if_equal: float
-    """... and with about as many micro-batches of equal size, their examples in random order."""
-    seconds: float
-    """Of a step, on average, as the modes count them."""
+    examples: int  # in each step
+    pieces: float  # micro-batches in a step, on average
+    most_tokens: int  # in the largest micro-batch, with padding
+    steps_with: dict[
+        str, int
+    ]  # mode of checkpointing -> in how many steps it runs; the one of most micro-batches first
+    padding: float  # share of the computed tokens that belong to no example ...
+    padding_if_equal: float  # ... and with about as many micro-batches of equal size, their examples in random order
+    seconds: float  # of a step, on average, as the modes count them
 
     def __str__(self) -> str:
         number = "one micro-batch" if self.pieces == 1 else f"about {self.pieces:.0f} micro-batches"
@@ -47,7 +42,7 @@ def typical_cut(lengths: Sequence[int], modes: Sequence[Mode], batch: int, steps
         draw.sample(lengths, batch) if len(lengths) >= batch else draw.choices(lengths, k=batch) for _ in range(steps)
     ]
     for step in drawn:
-        found = [(modes[piece.mode], len(piece.examples), step[piece.examples[-1]]) for piece in cut(step, modes)]
+        found = [(modes[piece.mode], len(piece.examples), piece.longest) for piece in cut(step, modes)]
         pieces += found
         steps_with.update({mode.checkpointing for mode, _, _ in found})
     tokens = [examples * longest for _, examples, longest in pieces]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory_rows import step_from_row
 from helpers import dryrun
-from helpers.dryrun import DryRunError, Step, measure, missing_names
+from helpers.dryrun import DryRunError, Peak, Step, measure, measure_once, missing_names
 from helpers.dryrun.tracker import MemoryTracker
 
 LLAMA = {
@@ -158,6 +158,38 @@ def test_more_tokens_more_memory_less_checkpointing_more_memory():
     assert off > selective > on
     longer = replace(step, seq_len=1024, checkpointing="off")
     assert measure(replace(longer, offload=True)).allocated < measure(longer).allocated
+
+
+def test_gradients_of_earlier_micro_batches_are_counted():
+    """They are there while the forward pass of the next one saves its activations."""
+    step = Step(LLAMA, 1, 512, checkpointing="off", r=64)
+    first, later = (measure(replace(step, accumulating=accumulating)).live_peak for accumulating in (False, True))
+    per_layer = {"q": 256 + 256, "k": 256 + 128, "v": 256 + 128, "o": 256 + 256, "mlp": 3 * (256 + 704)}
+    assert later - first == pytest.approx(4 * 4 * 64 * sum(per_layer.values()), rel=0.1)
+
+
+def test_evaluation_finds_the_optimizers_state_on_the_card():
+    step = Step(LLAMA, 1, 512, phase="evaluate", r=64)
+    small, large = (measure(replace(step, optimizer=optimizer)).resident for optimizer in ("adamw_8bit", "adamw_torch"))
+    assert large > small > measure(replace(step, phase="generate")).resident
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path):
+    """Until a library has another version. A file that is not whole is no answer."""
+    asked = []
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(dryrun, "measure", lambda step: asked.append(step) or Peak(1, 2, 3, 4, 5, 6))
+    step = Step(LLAMA, 1, 64)
+    for other in (step, step, replace(step, seq_len=65)):
+        assert measure_once(other) == Peak(1, 2, 3, 4, 5, 6)
+    assert len(asked) == 2
+    for file in tmp_path.rglob("*.json"):
+        file.write_text('{"allocated": 1')
+    measure_once(step)
+    monkeypatch.setattr(dryrun, "version", lambda name: "another")
+    for _ in range(2):
+        measure_once(step)
+    assert len(asked) == 4
 
 
 def test_a_small_tile_helps_where_there_is_no_triton():

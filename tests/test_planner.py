@@ -1,20 +1,27 @@
 import itertools
+import json
 import time
 from dataclasses import replace
 
 import pytest
 
+from benchmarks.planned_seconds import LENGTHS
 from helpers import menu
 from helpers.config import ConfigError, TrainConfig
-from helpers.dryrun import measure
-from helpers.hardware import GIB, KNOWN_GPUS, Gpu
+from helpers.cutting import cut
+from helpers.dryrun import Step, measure
+from helpers.hardware import GIB, KNOWN_GPUS, MIB, Gpu, speed
+from helpers.memory import CUDA_CONTEXT
 from helpers.menu import choose_model, fit_status
-from helpers.plan import step_of, suggest_alternatives
-from helpers.planner import CHECKPOINTING, DoesNotFit, _host_bytes, make_plan
+from helpers.modes import CHECKPOINTING, host_bytes
+from helpers.plan import HEADROOM, estimate_of, step_of, suggest_alternatives, with_cut
+from helpers.planner import DoesNotFit, make_plan
 from helpers.registry import CATALOG
 
 CPU = Gpu("CPU", "cpu", 16 * GIB, 12 * GIB)
 T4, RTX_4060 = KNOWN_GPUS["T4"], KNOWN_GPUS["RTX 4060"]
+SIXTEEN = {"max_length": 1024, "effective_batch_size": 16}
+ALPACA = json.loads(LENGTHS.read_text())["lengths"]  # of 2,048 examples: half of them below 148 tokens, some of 1,024
 LLAMA_8B, QWEN_4B = CATALOG["Llama-3.1-8B-Instruct"], CATALOG["Qwen3-4B"]
 
 
@@ -83,7 +90,7 @@ def test_prompts_are_answered_in_large_batches_up_to_trainings_peak():
     assert 1 <= little.generation_batch < 48
     for batch, fits in ((little.generation_batch, True), (little.generation_batch * 2, False)):
         step = step_of(TrainConfig(), little, LLAMA_8B.shape, "generate", batch)
-        assert (measure(step).reserved <= little.measured.reserved) is fits
+        assert (measure(step).reserved + CUDA_CONTEXT <= little.peak_bytes) is fits
 
 
 def test_host_memory_for_offloading_is_counted_twice():
@@ -91,7 +98,7 @@ def test_host_memory_for_offloading_is_counted_twice():
     plan, shape = by_formula(KNOWN_GPUS["RTX laptop 6GB"], QWEN_4B, {"max_length": 16384}), QWEN_4B.shape
     tokens = plan.seq_len * plan.micro_batch
     kept = 2 * tokens * shape.hidden_size * shape.num_hidden_layers  # two bytes, one input for each layer
-    assert plan.offload and 2 * kept <= _host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
+    assert plan.offload and 2 * kept <= host_bytes(TrainConfig(), plan, shape) < 2.1 * kept + 2 * plan.seq_len**2
 
 
 def test_planning_by_formula_is_instant():
@@ -123,7 +130,7 @@ def test_examples_get_shorter_only_when_nothing_else_helps():
 
 
 def test_the_plan_is_for_the_longest_example_if_that_is_shorter():
-    assert [by_formula(longest_example=longest).seq_len for longest in (300, 600)] == [300, 512]
+    assert [by_formula(lengths=[20, longest]).seq_len for longest in (300, 600)] == [300, 512]
 
 
 @pytest.mark.parametrize(
@@ -212,3 +219,123 @@ def test_a_model_that_fits_no_single_card_fits_two_that_share_its_weights():
     assert plan.peak_bytes <= plan.budget and plan.measured is None and "sharded (FSDP2)" in str(plan)
     codes = model.shape.linear_parameters() / 2  # two in a byte; each card keeps half of them, and all scales
     assert plan.memory.parts["base weights"] == pytest.approx(whole.memory.parts["base weights"] - codes / 2, rel=0.001)
+
+
+# ------------------------------------------------------------------------------------------------ cut by tokens
+
+
+@pytest.mark.parametrize("card", ["T4", "RTX 3060", "RTX 4060"])
+@pytest.mark.parametrize("model", ["Qwen2.5-1.5B-Instruct", "Llama-3.1-8B-Instruct"])
+def test_a_ladder_goes_as_far_as_the_formula_and_no_token_further(card, model):
+    """With the gradients that the earlier micro-batches of a step have left."""
+    config, row = TrainConfig(**SIXTEEN), CATALOG[model]
+    plan = by_formula(KNOWN_GPUS[card], row, SIXTEEN)
+    gradients = 4 * row.shape.lora_parameters(config.r)
+    for mode in plan.modes:
+        about = replace(plan, checkpointing=mode.checkpointing, offload=mode.offload)
+        for length, examples in mode.ladder:
+            this, more = (
+                gradients
+                + estimate_of(config, replace(about, micro_batch=examples, seq_len=tokens), row.shape).total_bytes
+                for tokens in (length, length + 1)
+            )
+            assert this <= plan.budget and (more > plan.budget or length == 1024)
+    assert [mode.checkpointing for mode in plan.modes] == list(CHECKPOINTING)[: len(plan.modes)]
+    assert any(mode.most_examples(1024) for mode in plan.modes) and plan.largest_bytes <= plan.budget
+    per_token = [mode.seconds_per_token for mode in plan.modes]
+    assert per_token == sorted(per_token) and all(mode.seconds_per_pass > 0 for mode in plan.modes)
+
+
+def test_a_mode_that_has_room_for_a_whole_step_is_the_last():
+    roomy = by_formula(KNOWN_GPUS["RTX 4090"], CATALOG["Qwen2.5-0.5B-Instruct"])
+    assert [(mode.checkpointing, mode.ladder) for mode in roomy.modes] == [("off", ((512, 8),))]
+    assert roomy.eval_mode.ladder == ((512, 48),)
+
+
+def test_what_the_config_fixes_is_kept():
+    assert {mode.checkpointing for mode in by_formula(settings={"gradient_checkpointing": "on"}).modes} == {"on"}
+    off = by_formula(model=CATALOG["Qwen2.5-1.5B-Instruct"], settings={"gradient_checkpointing": "off"})
+    assert {mode.checkpointing for mode in off.modes} == {off.checkpointing} == {"off"}
+    two = by_formula(settings=SIXTEEN | {"micro_batch_size": 2}, lengths=ALPACA)
+    assert (two.modes, two.micro_batch, two.accumulation, two.cut.pieces) == ((), 2, 8, 8)
+    assert two.cut.most_tokens <= 2 * 1024 and "as the config says" in str(two)
+
+
+def test_a_plan_says_how_steps_will_be_cut():
+    plan, again = (by_formula(settings=SIXTEEN, lengths=ALPACA) for _ in range(2))
+    assert str(plan) == str(again)
+    cut = plan.cut
+    assert 0 < cut.padding < 0.15 < 0.3 < cut.padding_if_equal and 2 < cut.pieces < 8
+    said = f"16 examples per step in about {cut.pieces:.0f} micro-batches of up to {cut.most_tokens:,} tokens, checkpointing"
+    assert said in " ".join(str(plan).split()) and f"{100 * cut.padding:.0f} % padding instead of" in str(plan)
+    before = by_formula(settings=SIXTEEN)
+    assert "their lengths are not known yet" in " ".join(str(before).split())
+    assert before.modes == plan.modes, (
+        "what fits does not depend on the data, so a plan made before they are loaded holds"
+    )
+    known = with_cut(TrainConfig(**SIXTEEN), before, ALPACA)
+    assert known.cut == cut and known.reasons[:4] == plan.reasons[:4] and len(known.reasons) == len(before.reasons)
+
+
+def test_modes_that_are_needed_now_and_then_are_said():
+    plan = by_formula(KNOWN_GPUS["RTX 4060"], settings=SIXTEEN, lengths=ALPACA)
+    usual, other, *_ = plan.cut.steps_with
+    assert f"({plan.cut.steps_with[other]} of 60 steps also need it {other}" in str(plan.cut)
+    assert f"checkpointing {usual}" in str(plan.cut)
+
+
+def test_equal_micro_batches_are_chosen_by_what_padding_costs():
+    """As if all examples were as long as the longest, eight at a time would be the quickest on this card, and then mostly padding."""
+    card = KNOWN_GPUS["RTX 3060"]
+    unknown, known = (by_formula(card, settings=SIXTEEN, lengths=lengths) for lengths in (None, ALPACA))
+    assert known.micro_batch < unknown.micro_batch and known.micro_batch * known.accumulation == 16
+
+
+def test_an_allocator_that_cannot_grow_its_segments_gets_headroom():
+    plain = replace(RTX_4060, expandable=False)
+    here, there = (by_formula(card, settings=SIXTEEN) for card in (replace(RTX_4060, expandable=True), plain))
+    assert HEADROOM[False] >= 512 * MIB and here.budget - there.budget == HEADROOM[False] - HEADROOM[True]
+    assert there.modes[0].ladder[0][0] < here.modes[0].ladder[0][0]
+
+
+def test_a_cpu_cuts_into_as_many_tokens_as_two_of_the_longest_examples_have():
+    plan = make_plan(TrainConfig(), CPU, CATALOG["SmolLM2-135M-Instruct"], lengths=[61, 300, 512, 48, 100, 90, 80, 70])
+    assert (plan.micro_batch, plan.seq_len, plan.modes) == (2, 512, ()) and plan.cut.most_tokens <= 1024
+    assert plan.cut.pieces < 4 and "padding instead of" in str(plan)
+
+
+def test_lengths_of_fifty_thousand_examples_are_looked_at_in_no_time():
+    lengths, config = ALPACA * 25, TrainConfig(**SIXTEEN)
+    started = time.perf_counter()
+    plan = make_plan(config, T4, LLAMA_8B, exact=False, lengths=lengths)
+    planned = time.perf_counter() - started
+    started = time.perf_counter()
+    for start in range(0, 1600, 16):
+        cut(lengths[start : start + 16], plan.modes)
+    assert len(lengths) > 50_000 and planned < 0.5 and (time.perf_counter() - started) / 100 < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("card", "model"), [("RTX 4060", "Llama-3.1-8B-Instruct"), ("T4", "Llama-3.2-3B-Instruct")])
+def test_dry_runs_settle_the_ladders(card, model, say, tmp_path, monkeypatch):
+    """What was not dry-run fits too, with what is kept for it; and what a micro-batch costs is told."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    measure(Step(CATALOG["SmolLM2-135M-Instruct"].shape.to_config(), 1, 64))  # the process of dry runs is there
+    config, gpu, row = TrainConfig(**SIXTEEN), KNOWN_GPUS[card], CATALOG[model]
+    took = []
+    for _ in range(2):
+        started = time.perf_counter()
+        plan = make_plan(config, gpu, row, lengths=ALPACA * 25)
+        took.append(time.perf_counter() - started)
+    limit, off = plan.budget + HEADROOM[gpu.expandable] - CUDA_CONTEXT, []
+    ways = [(mode, "train") for mode in plan.modes] + [(plan.eval_mode, "evaluate")]
+    for mode, phase in ways:
+        about = replace(plan, checkpointing=mode.checkpointing, offload=mode.offload)
+        for length, examples in mode.ladder:
+            step = step_of(config, replace(about, seq_len=length), row.shape, phase, examples)
+            run = measure(replace(step, accumulating=phase == "train"))
+            assert run.reserved <= limit, (mode.checkpointing, phase, examples, length)
+            if phase == "train":
+                off.append(mode.seconds(examples, length) / speed(gpu).seconds(run.flops, run.bytes_moved) - 1)
+    say(f"{card}, {model}: planned in {took[0]:.1f} s, then {took[1]:.2f} s; costs within {max(map(abs, off)):.1%}")
+    assert took[0] < 20 * 1.5 and took[1] < 1 and max(map(abs, off)) < 0.05

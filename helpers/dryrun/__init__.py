@@ -28,7 +28,11 @@ from helpers.files import atomic_write
 from helpers.hub import cache_folder
 
 LIBRARIES = ("torch", "transformers", "trl", "bitsandbytes", "peft")
-SOURCES = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "compat.py"]
+SOURCES = [
+    file
+    for name in ("dryrun/*", "compat", "hardware", "memory")
+    for file in Path(__file__).parents[1].glob(f"{name}.py")
+]
 
 
 class DryRunError(RuntimeError):
@@ -139,9 +143,8 @@ def measure(step: Step) -> Peak:
 
 def measure_once(step: Step) -> Peak:
     """`measure`, and remember the answer on disk for as long as the code that was run stays the same."""
-    what = [asdict(step), {name: version(name) for name in LIBRARIES}, *(file.read_text("utf-8") for file in SOURCES)]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    file = cache_folder() / "dry_runs" / f"{key}.json"
+    what = [asdict(step), [*map(version, LIBRARIES)], *(file.read_text("utf-8") for file in sorted(SOURCES))]
+    file = cache_folder() / "dry_runs" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or not whole
         return Peak(**json.loads(file.read_text("utf-8")))
     peak = measure(step)

@@ -99,14 +99,10 @@ class CachingAllocator:
             end, new = Block(0), SMALL_SEGMENT
         else:
             end, new = Block(0), LARGE_SEGMENT if size < LARGE_REQUEST else round_up(size, SEGMENT_ROUNDING)
-        self._reserve(new)
-        self._give(Block(new, pool, before=end.before))
-        return self._take(end.before)
-
-    def _reserve(self, new: int) -> None:
-        """So many bytes come from the driver."""
         self.reserved += new
         self.peak_reserved = max(self.peak_reserved, self.reserved)
+        self._give(Block(new, pool, before=end.before))
+        return self._take(end.before)
 
     def _give(self, block: Block) -> None:
         """Put a block among the free ones, merged with free neighbors."""
