@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lines help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp combinations gpu-report test-colab test-newest clean
+.PHONY: lines help install quickstart notebooks worksheets offline-bundle test test-fast test-slow lint lab stamp gpu-report test-colab test-newest clean
 help:
 	@echo "make quickstart  install, then fine-tune a real model in one notebook (about 10 minutes on 2 CPU cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
@@ -13,7 +13,6 @@ help:
 	@echo "make test        the quickstart, then every test; and how many minutes each stage took"
 	@echo "make test-colab  the quickstart and what depends on versions, on those that free Colab ships"
 	@echo "make test-newest the quickstart and what depends on versions, on the newest versions of everything"
-	@echo "make combinations  which kinds of training step plans choose, for tests/rehearsal (an hour; when planner or menu have changed)"
 	@echo "make gpu-report  what benchmarks.gpu measured on a real card, as the table in README"
 	@echo "make lint        format, lint, types (under 30 seconds)"
 	@echo "make lines       how thin the package is: lines of each room beside its budget"
@@ -76,9 +75,6 @@ lab: install
 
 stamp: install
 	$(BIN)/python -m tools.stamp $(if $(REPO),--repo $(REPO)) $(if $(TAG),--tag $(TAG))
-
-combinations: install
-	$(BIN)/python -m benchmarks.combinations
 
 gpu-report: install
 	$(BIN)/python -m benchmarks.gpu_report

@@ -42,12 +42,13 @@ def choose_model(config: TrainConfig, gpu: Gpu, hub_reachable: bool | None = Non
 
 
 def fit_status(config: TrainConfig, gpu: Gpu, row: BaseModel) -> tuple[str, Plan | None]:
-    """("fits", "tight" or "no", the formula's plan): tight means shorter examples, host memory, or micro-batch 1."""
+    """("fits", "tight" or "no", the formula's plan): tight means shorter examples, host memory, or one example at a time."""
     try:
         plan = make_plan(config, gpu, row, exact=False)
     except (DoesNotFit, ConfigError):
         return "no", None
-    barely = plan.micro_batch == 1 and plan.checkpointing == "on" and (plan.peak_bytes or 0) > 0.95 * plan.budget
+    room = max((mode.most_examples(plan.seq_len) for mode in plan.modes), default=plan.micro_batch)
+    barely = room == 1 < config.effective_batch_size and not config.micro_batch_size
     return ("tight" if barely or plan.offload or plan.seq_len < config.max_length else "fits"), plan
 
 

@@ -253,7 +253,7 @@ def suggest_alternatives(config: TrainConfig, plan: Plan, shape: ModelShape | No
         return f"{plan.model} does not fit {card} even with micro-batch 1. Use a smaller model, max_length or r."
 
     def need(of_config: TrainConfig = config, of_shape: ModelShape = shape, **changes: Any) -> int:
-        least = replace(plan, micro_batch=1, checkpointing="on", measured=None, **changes)
+        least = replace(plan, micro_batch=1, checkpointing="on", measured=None, largest_bytes=0, **changes)
         return with_memory(of_config, least, of_shape).peak_bytes or 0
 
     wanted, limit, has = need(), plan.budget, f"{plan.budget / GIB:.1f} GiB to give"

@@ -140,8 +140,8 @@ def _cut_equally(
 ) -> Plan | None:
     """The quickest plan with equal micro-batches that fit whatever the lengths of their examples."""
     share = base.accumulation  # examples of one card in a step: of a plan with micro-batch 1
-    ordered = sorted(min(length, base.seq_len) for length in lengths or [base.seq_len])
-    ordered = ordered[:: -(-len(ordered) // 1000)]  # a thousand of them say enough
+    known = lengths if lengths and base.gpu.kind == "cuda" else [base.seq_len]
+    ordered = sorted(min(length, base.seq_len) for length in known)[:: -(-len(known) // 1000)]  # a thousand say enough
 
     def seconds(option: tuple[Mode, int]) -> float:
         size, number = option[1], len(ordered)

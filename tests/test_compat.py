@@ -183,7 +183,8 @@ def test_a_plan_says_when_trl_is_not_as_the_kit_knows_it(monkeypatch, job, tmp_p
         return SimpleNamespace(reserved=2**30, allocated=2**30, flops=1, bytes_moved=1)
 
     monkeypatch.setattr("helpers.planner.missing_names", lambda: ["trl.x"])
-    monkeypatch.setattr("helpers.planner.measure", measure)
+    for room in ("planner", "modes"):
+        monkeypatch.setattr(f"helpers.{room}.measure_once", measure)
     plan = make_plan(CONFIG, KNOWN_GPUS["T4"])
     assert plan.loss_head == "full" and "all logits at once" in str(plan)
     monkeypatch.setattr(training, "working_head", lambda: "full")  # in training, where the plan was made by the formula

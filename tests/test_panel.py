@@ -267,7 +267,7 @@ def test_the_bar_shows_every_part_and_the_cards_line(panel):
     preview = panel.preview
     for part in preview.memory.parts:
         assert part in panel.bar_view.value
-    assert "Tesla T4: 14.1 GiB" in panel.bar_view.value and "≈" in panel.plan_view.value
+    assert "Tesla T4: 14.0 GiB" in panel.bar_view.value and "≈" in panel.plan_view.value
 
 
 def test_another_card_changes_plan_and_lights(panel):
@@ -483,7 +483,7 @@ def test_a_dry_run_that_fails_is_said_in_place(panel, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("no torch <here>")
 
-    monkeypatch.setattr("helpers.planner.measure", fails)
+    monkeypatch.setattr("helpers.modes.measure_once", fails)
     panel.exact.click()
     assert "no torch &lt;here&gt;" in panel.plan_view.value
     assert not panel.exact.disabled and panel.exact.description == "Exact"

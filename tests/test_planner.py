@@ -112,7 +112,7 @@ def test_planning_by_formula_is_instant():
 def test_what_does_not_fit_says_by_how_much_and_what_would():
     with pytest.raises(DoesNotFit) as error:
         by_formula(replace(RTX_4060, free_bytes=7 * GIB), settings={"r": 256})
-    for part in ("5455 MiB too little", "This would fit: model='Phi-3.5-mini-instruct' (6.3 GiB)", "r=32"):
+    for part in ("5583 MiB too little", "This would fit: model='Phi-3.5-mini-instruct' (6.3 GiB)", "r=32"):
         assert part in str(error.value)
     after_all = suggest_alternatives(TrainConfig(max_length=2048), by_formula(settings={"max_length": 2048}))
     assert "and yet it ran out" in after_all and "max_length=" in after_all
@@ -196,7 +196,8 @@ def test_the_menu_of_a_card_says_of_every_model_whether_it_fits(capsys, monkeypa
     monkeypatch.setattr("sys.argv", ["menu", "RTX 4060", "--max-length", "1024"])
     menu.main()
     said = {line[6:32].strip(): (line[:6].strip(), line[38:].strip()) for line in capsys.readouterr().out.splitlines()}
-    assert set(said) == set(CATALOG) and {status for status, _ in said.values()} == {"fits", "tight", "no"}
+    assert set(said) == set(CATALOG) and {status for status, _ in said.values()} == {"fits", "no"}
+    assert fit_status(TrainConfig(max_length=2048), T4, CATALOG["Qwen3-14B"])[0] == "tight"
     assert said["Qwen3-14B"] == ("no", "")
     status, plan = fit_status(TrainConfig(max_length=1024), RTX_4060, QWEN_4B)
     assert said["Qwen3-4B"][0] == status == "fits" and f"{plan.peak_bytes / GIB:.1f} GiB" in said["Qwen3-4B"][1]
@@ -243,7 +244,7 @@ def test_a_ladder_goes_as_far_as_the_formula_and_no_token_further(card, model):
     assert [mode.checkpointing for mode in plan.modes] == list(CHECKPOINTING)[: len(plan.modes)]
     assert any(mode.most_examples(1024) for mode in plan.modes) and plan.largest_bytes <= plan.budget
     per_token = [mode.seconds_per_token for mode in plan.modes]
-    assert per_token == sorted(per_token) and all(mode.seconds_per_pass > 0 for mode in plan.modes)
+    assert per_token == pytest.approx(sorted(per_token)) and all(mode.seconds_per_pass > 0 for mode in plan.modes)
 
 
 def test_a_mode_that_has_room_for_a_whole_step_is_the_last():
@@ -267,9 +268,9 @@ def test_a_plan_says_how_steps_will_be_cut():
     cut = plan.cut
     assert 0 < cut.padding < 0.15 < 0.3 < cut.padding_if_equal and 2 < cut.pieces < 8
     said = f"16 examples per step in about {cut.pieces:.0f} micro-batches of up to {cut.most_tokens:,} tokens, checkpointing"
-    assert said in " ".join(str(plan).split()) and f"{100 * cut.padding:.0f} % padding instead of" in str(plan)
+    assert said in plan.reasons[3] and f"{100 * cut.padding:.0f} % padding instead of" in plan.reasons[3]
     before = by_formula(settings=SIXTEEN)
-    assert "their lengths are not known yet" in " ".join(str(before).split())
+    assert "their lengths are not known yet" in before.reasons[3]
     assert before.modes == plan.modes, (
         "what fits does not depend on the data, so a plan made before they are loaded holds"
     )
@@ -293,7 +294,10 @@ def test_equal_micro_batches_are_chosen_by_what_padding_costs():
 
 def test_an_allocator_that_cannot_grow_its_segments_gets_headroom():
     plain = replace(RTX_4060, expandable=False)
-    here, there = (by_formula(card, settings=SIXTEEN) for card in (replace(RTX_4060, expandable=True), plain))
+    here, there = (
+        by_formula(card, CATALOG["Llama-3.2-3B-Instruct"], SIXTEEN)
+        for card in (replace(RTX_4060, expandable=True), plain)
+    )
     assert HEADROOM[False] >= 512 * MIB and here.budget - there.budget == HEADROOM[False] - HEADROOM[True]
     assert there.modes[0].ladder[0][0] < here.modes[0].ladder[0][0]
 
@@ -301,7 +305,7 @@ def test_an_allocator_that_cannot_grow_its_segments_gets_headroom():
 def test_a_cpu_cuts_into_as_many_tokens_as_two_of_the_longest_examples_have():
     plan = make_plan(TrainConfig(), CPU, CATALOG["SmolLM2-135M-Instruct"], lengths=[61, 300, 512, 48, 100, 90, 80, 70])
     assert (plan.micro_batch, plan.seq_len, plan.modes) == (2, 512, ()) and plan.cut.most_tokens <= 1024
-    assert plan.cut.pieces < 4 and "padding instead of" in str(plan)
+    assert plan.cut.pieces <= 4 and plan.cut.padding < 0.1 < 0.3 < plan.cut.padding_if_equal
 
 
 def test_lengths_of_fifty_thousand_examples_are_looked_at_in_no_time():

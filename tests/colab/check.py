@@ -56,8 +56,8 @@ PLANS = [
         )
     ),
 ]
-# What depends on versions of what runs on a card, on a CPU: every kind of step that plans choose, interruptions, the lessons' loops. The
-# rest of tests/rehearsal (the GPU benchmark, a T4's thirty steps, plans made anew) takes minutes and runs in `make test`.
+# What depends on versions of what runs on a card, on a CPU: every kind of step that plans may choose, interruptions, the lessons' loops. The
+# rest of tests/rehearsal (the GPU benchmark, a T4's thirty steps) takes minutes and runs in `make test`.
 REHEARSALS = [
     "tests/rehearsal/test_combinations.py::test_what_a_plan_may_choose_trains_and_evaluates",
     "tests/rehearsal/test_interrupted.py",
