@@ -20,21 +20,10 @@ from helpers.dryrun import measure_once, missing_names
 from helpers.hardware import GIB, Gpu, attention, compute_dtype, loss_head
 from helpers.memory import nf4_bytes
 from helpers.modes import evaluation_mode, modes_that_fit
-from helpers.plan import (
-    Plan,
-    budget,
-    explain,
-    shorter,
-    step_of,
-    suggest_alternatives,
-    with_cut,
-    with_memory,
-)
+from helpers.plan import Plan, budget, explain, shorter, step_of, suggest_alternatives, with_cut, with_memory
 from helpers.registry import BaseModel, ModelShape, find_model_type, find_shape, resolve
 
-CPU_LOSS_TILE = (
-    4096  # vocabulary entries: small enough for a CPU's cache, so that 4 x 128 tokens took an eighth less time
-)
+CPU_LOSS_TILE = 4096  # vocabulary entries: small enough for a CPU's cache, so that a step took an eighth less time
 GENERATION_BATCH = 48  # prompts at a time: one pass over the weights serves all of them
 LOADING_BYTES = 1.5 * GIB  # of RAM, beside the largest tensor, to load a model in NF4 (a 1.1B model took 1.41 GiB)
 
