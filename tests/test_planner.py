@@ -54,7 +54,10 @@ def test_the_dry_run_decides_and_every_choice_is_explained():
     plan = make_plan(TrainConfig(max_length=2048), T4, LLAMA_8B)
     assert plan.measured.reserved <= plan.budget and plan.checkpointing != "off"
     words = ["fp16", "attention", "micro-batch", "checkpointing", "evaluation", "peak", "GiB"]
-    assert all(word in str(plan) for word in [*words, "checkpointing on", "off would need", "peak =", "s per step"])
+    assert all(
+        word in " ".join(plan.reasons)
+        for word in [*words, "checkpointing on", "off would need", "peak at most", "s per step"]
+    )
 
 
 @pytest.mark.slow
@@ -76,7 +79,8 @@ def test_a_plan_takes_seconds_and_neither_evaluation_nor_generation_needs_more_t
     say(f"{card}, {model}: planned in {spent:.1f} s")
     assert spent < 25 * 1.5  # cold: the worker may have to start
     for phase, batch in (("evaluate", plan.eval_batch), ("generate", plan.generation_batch)):
-        assert measure(step_of(config, plan, CATALOG[model].shape, phase, batch)).allocated <= plan.measured.allocated
+        run = measure(step_of(config, plan, CATALOG[model].shape, phase, batch))
+        assert run.reserved + CUDA_CONTEXT <= plan.peak_bytes
     guessed = make_plan(config, KNOWN_GPUS[card], CATALOG[model], exact=False)
     assert guessed.peak_bytes == pytest.approx(plan.peak_bytes, rel=0.15)
 
