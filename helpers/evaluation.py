@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.data.tokens import tokenize
+from helpers.disk import writing
 from helpers.files import atomic_write
 from helpers.guards import check_run
 from helpers.metrics import PairedTest, Score, bootstrap_interval, paired_test, scored
@@ -79,8 +80,9 @@ class Evaluation:
     def save(self) -> None:
         """Write `evaluation.jsonl` (every answer, worst first) and `evaluation.json` (the numbers) into the run folder."""
         rows = worst_first(self.table).to_json(orient="records", lines=True, force_ascii=False)
-        atomic_write(self.run.folder / "evaluation.jsonl", rows.rstrip("\n") + "\n")
-        atomic_write(self.run.folder / "evaluation.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
+        with writing(self.run.folder):
+            atomic_write(self.run.folder / "evaluation.jsonl", rows.rstrip("\n") + "\n")
+            atomic_write(self.run.folder / "evaluation.json", json.dumps(self.summary(), indent=2, ensure_ascii=False))
 
     def summary(self) -> dict[str, Any]:
         """The numbers alone, as plain values."""
