@@ -146,11 +146,9 @@ def footprint_chart(footprints: Mapping[str, Mapping[str, int]]) -> Figure:
     ends, totals = sizes.cumsum(axis=1), sizes.sum(axis=1)
     figure = Figure(figsize=(7.2, 1.3 + 0.45 * len(sizes)))
     axes = figure.add_subplot(xlabel="MiB of tensors", xlim=(0, totals.max() * 1.25))
-    for part, color in PART_COLORS.items():
+    for part, color in PART_COLORS.items():  # without edges, which would hide the thin bar of the scales
         starts = ends[part] - sizes[part]
-        bars = axes.barh(
-            sizes.index, sizes[part], 0.66, starts, color=color, label=part
-        )  # an edge would hide the scales
+        bars = axes.barh(sizes.index, sizes[part], 0.66, starts, color=color, label=part)
     factors = totals["16 bit"] / totals
     smaller = factors.map(
         lambda factor: f"{factor:.1f} times smaller" if factor > 1 else f"{1 / factor:.1f} times larger"
