@@ -78,7 +78,7 @@ class Evaluation:
         return "\n".join(f"- {sentence}" for sentence in self.sentences)
 
     def save(self) -> None:
-        """Write `evaluation.jsonl` (every answer, worst first) and `evaluation.json` (the numbers) into the run folder."""
+        """Write `evaluation.jsonl` (every answer, worst first) and `evaluation.json` (the numbers) into the run folder (`ExportError`: cannot)."""
         rows = worst_first(self.table).to_json(orient="records", lines=True, force_ascii=False)
         with writing(self.run.folder):
             atomic_write(self.run.folder / "evaluation.jsonl", rows.rstrip("\n") + "\n")

@@ -199,9 +199,7 @@ def table(file: DataFile) -> Iterator[Record]:
     delimiter = "\t" if file.kind == "tsv" else _delimiter(file)
     csv.field_size_limit(LONGEST_ROW)  # a field may be a whole article; the default is 131,072 characters
     with file.text(newline="") as text:
-        # of a line that was cut, nothing must be taken for a row: it becomes one field that csv refuses
-        bounded = (line if len(line) <= LONGEST_ROW else "x" * (LONGEST_ROW + 1) for line in _bounded(text))
-        rows = csv.reader(bounded, delimiter=delimiter, strict=True)
+        rows = csv.reader(_rows_in_lines(text), delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
             line = rows.line_num + 1
@@ -226,6 +224,22 @@ def table(file: DataFile) -> Iterator[Record]:
                 yield Record(value, file.name, line, Issue("broken line", reason))
             else:
                 yield Record(dict(zip(header, row)), file.name, line)
+
+
+def _rows_in_lines(text: TextIO) -> Iterator[str]:
+    """Every line of a table; what is too long becomes one field that csv refuses, to the end of its row: where quotes are even again."""
+    quotes = 0
+    while line := text.readline(LONGEST_ROW + 1):
+        quotes += line.count('"')
+        if len(line) <= LONGEST_ROW:
+            yield line
+            continue
+        lines = [line]  # only the last part of each
+        while (quotes % 2 or not lines[-1].endswith("\n")) and (more := text.readline(LONGEST_ROW + 1)):
+            quotes += more.count('"')
+            lines = [*lines, more] if lines[-1].endswith("\n") else [*lines[:-1], more]
+        yield "x" * (LONGEST_ROW + 1) + "\n"
+        yield from ["\n"] * (len(lines) - 1)  # so that csv counts them
 
 
 def _csv_issue(error: Exception, line: int) -> Issue:
