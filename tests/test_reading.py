@@ -263,3 +263,14 @@ def test_a_data_set_on_the_hub(tmp_path, root):
     first, second = done.stdout.strip().splitlines()
     assert eval(first) == [(row, "owner/letters/train.jsonl") for row in ROWS]
     assert "no data set 'owner/nothing' on the Hub" in second
+
+
+def test_the_lines_of_a_row_that_is_too_long_are_no_rows(tmp_path, monkeypatch):
+    for module in ("issues", "parse"):
+        monkeypatch.setattr(f"helpers.data.{module}.LONGEST_ROW", 200)
+    long = "w " * 150
+    text = f'question,answer\nA?,one\n"{long}","first\nnot,mine\nlast"\n"{long}",two\nB?,three\n'
+    (tmp_path / "long.csv").write_text(text, encoding="utf-8")
+    report = check_examples(tmp_path / "long.csv")
+    assert report.counts["input"] == 4 and report.counts["kept"] == 2
+    assert [row["completion"][0]["content"] for row in report.examples] == ["one", "three"]
