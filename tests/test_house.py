@@ -11,7 +11,7 @@ from tools.lines import LARGEST_FILE, LARGEST_FUNCTION, count, imports, reached,
 ROWS = [
     ["config", "hardware", "files", "disk", "page"],
     ["setup", "registry", "compat"],
-    ["memory", "recipe", "cutting", "hub", "weights"],
+    ["memory", "recipe", "hub", "weights"],
     ["dryrun"],
     ["plan", "planner"],
     ["menu"],

@@ -16,14 +16,14 @@ from tools import course
 
 # Room -> (most lines now, what we want in the end). A room's files are those of its folder, without its subfolders.
 BUDGETS = {
-    "helpers": (3740, 3300),
+    "helpers": (3665, 3300),
     "helpers/data": (1525, 1150),
     "helpers/dryrun": (680, 680),
     "helpers/panel": (970, 950),
     "helpers/export": (620, 640),
     "notebooks/lessons": (1150, 1150),
 }
-PACKAGE = (7650, 6400)  # all of helpers/
+PACKAGE = (7580, 6400)  # all of helpers/
 QUICKSTART = (5260, 4800)  # what the quickstart's cells import, the panel left out
 TESTS = (10880, 9000)  # all of tests/
 LARGEST_FILE, LARGEST_FUNCTION = 280, 60
