@@ -22,7 +22,6 @@ from helpers.runs import Run
 from helpers.train import train
 from tools.run_notebook import as_page
 
-KILLS = 20 if os.environ.get("ATTACK") else 3
 ELSEWHERE, CODE = "http://elsewhere.example/x", '"""\nimport os; os.abort()\n"""'
 SLOW_CONVERTER = """
 import sys, time
@@ -81,12 +80,12 @@ def contents(folder):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("stage", EXPORTS)
-def test_killed_at_any_moment_nothing_is_half_and_nothing_is_lost(stage, work, say):
+def test_killed_at_any_moment_nothing_is_half_and_nothing_is_lost(stage, work, attacks, say):
     context, seconds, inside, chance = multiprocessing.get_context("forkserver"), 0.0, 0, random.Random(1)
     context.set_forkserver_preload(["test_export_attacks"])
     perform(stage, work)
     expected = contents(work / "out")
-    for kill in range(-1, KILLS):  # the first one is only timed
+    for kill in range(-1, attacks):  # the first one is only timed
         older = bool(kill % 2)  # is there one to be replaced?
         if not older:
             shutil.rmtree(work / "out")
@@ -103,7 +102,7 @@ def test_killed_at_any_moment_nothing_is_half_and_nothing_is_lost(stage, work, s
         assert whole or (stage == "gguf" and not older and found.items() <= expected.items()), found.keys()
         perform(stage, work)
         assert contents(work / "out") == expected and not list(work.rglob(f"*{PART}"))
-    say(f"{stage}: {inside} of {KILLS} kills came before its end")
+    say(f"{stage}: {inside} of {attacks} kills came before its end")
 
 
 @pytest.mark.parametrize("stage", EXPORTS)

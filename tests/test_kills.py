@@ -1,6 +1,6 @@
 """A run that is killed inside a write, has no rights, no room, or a rival: nothing that looks whole is not, and nothing is lost.
 
-`pytest --attack tests/test_kills.py` kills 20 times where CI kills 3 times.
+`make attack` kills 20 times where CI kills 3 times.
 """
 
 import json
