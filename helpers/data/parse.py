@@ -40,9 +40,7 @@ class Record(NamedTuple):
     file: str
     line: int
     issue: Issue | None = None
-    part: str = (
-        ""  # where a source has it: in a file or folder of this name, or {"train": [row, ...], "test": [row, ...]}
-    )
+    part: str = ""  # where a source has it: in a file or folder of this name, or {"train": [row, ...], "test": ...}
 
 
 def refuse_large(name: str, size: int = 0, rows: int = 0, copies: int = COPIES) -> None:
@@ -100,12 +98,21 @@ def lines(file: DataFile) -> Iterator[Record]:
                     yield Record(line, file.name, number, Issue("broken line", reason))
 
 
-def _bounded(text: TextIO) -> Iterator[str]:
-    """Every line; of one that is longer than `LONGEST_ROW`, one character more than that."""
+def _bounded(text: TextIO, quoted: bool = False) -> Iterator[str]:
+    """Every line; of one that is longer than `LONGEST_ROW`, one character more than that.
+
+    Where a row may be `quoted` over several lines, those that still belong to such a line are empty: it ends where quotes are even again.
+    """
+    quotes = 0
     while line := text.readline(LONGEST_ROW + 1):
         yield line
-        while len(line) > LONGEST_ROW and not line.endswith("\n"):
-            line = text.readline(LONGEST_ROW + 1)
+        too_long = len(line) > LONGEST_ROW
+        quotes += line.count('"') if quoted else 0
+        while too_long and (quotes % 2 or not line.endswith("\n")) and (more := text.readline(LONGEST_ROW + 1)):
+            if line.endswith("\n"):
+                yield "\n"
+            quotes += more.count('"') if quoted else 0
+            line = more
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -199,7 +206,11 @@ def table(file: DataFile) -> Iterator[Record]:
     delimiter = "\t" if file.kind == "tsv" else _delimiter(file)
     csv.field_size_limit(LONGEST_ROW)  # a field may be a whole article; the default is 131,072 characters
     with file.text(newline="") as text:
-        rows = csv.reader(_rows_in_lines(text), delimiter=delimiter, strict=True)
+        # of a line that was cut, nothing must be taken for a row: it becomes one field that csv refuses
+        bounded = (
+            line if len(line) <= LONGEST_ROW else "x" * (LONGEST_ROW + 1) for line in _bounded(text, quoted=True)
+        )
+        rows = csv.reader(bounded, delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
             line = rows.line_num + 1
@@ -224,22 +235,6 @@ def table(file: DataFile) -> Iterator[Record]:
                 yield Record(value, file.name, line, Issue("broken line", reason))
             else:
                 yield Record(dict(zip(header, row)), file.name, line)
-
-
-def _rows_in_lines(text: TextIO) -> Iterator[str]:
-    """Every line of a table; what is too long becomes one field that csv refuses, to the end of its row: where quotes are even again."""
-    quotes = 0
-    while line := text.readline(LONGEST_ROW + 1):
-        quotes += line.count('"')
-        if len(line) <= LONGEST_ROW:
-            yield line
-            continue
-        lines = [line]  # only the last part of each
-        while (quotes % 2 or not lines[-1].endswith("\n")) and (more := text.readline(LONGEST_ROW + 1)):
-            quotes += more.count('"')
-            lines = [*lines, more] if lines[-1].endswith("\n") else [*lines[:-1], more]
-        yield "x" * (LONGEST_ROW + 1) + "\n"
-        yield from ["\n"] * (len(lines) - 1)  # so that csv counts them
 
 
 def _csv_issue(error: Exception, line: int) -> Issue:
