@@ -21,8 +21,8 @@ if "torch" not in sys.modules and sys.platform == "linux" and "microsoft" not in
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 # TRL tells the Hub of every trainer that is made, and huggingface_hub first asks it for a list. Set this to 0 to let them.
-silent = os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1") != "0"
-if silent and "huggingface_hub.constants" in sys.modules:  # it has read the environment already
+if os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1") != "0" and "huggingface_hub.constants" in sys.modules:
+    # it has read the environment already
     vars(sys.modules["huggingface_hub.constants"])["HF_HUB_DISABLE_TELEMETRY"] = True
 
 # On some CPUs bitsandbytes warns, in red, that it found no faster kernels. They are for inference only, and nobody has to act.

@@ -12,7 +12,7 @@ from helpers.diagnosis import diagnose
 from helpers.files import ExportError, atomic_write
 from helpers.plan import Plan
 from helpers.registry import BUNDLED_MODEL, find_row
-from helpers.runs import Run
+from helpers.runs import RECORD, Run
 
 TEMPLATE = Path(__file__).parent / "templates/card.md"
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
@@ -68,5 +68,5 @@ def model_card(run: Run, merged: bool = False) -> str:
 def add_card(folder: Path, run_folder: Path) -> None:
     """Give an adapter's or a merged model's folder a README.md if it has none, from the run that made it, if that is known."""
     merged, adapter = (folder / "config.json").is_file(), (folder / "adapter_config.json").is_file()
-    if (merged or adapter) and not (folder / "README.md").is_file() and (run_folder / "run.json").is_file():
+    if (merged or adapter) and not (folder / "README.md").is_file() and (run_folder / RECORD).is_file():
         atomic_write(folder / "README.md", model_card(Run.load(run_folder), merged))

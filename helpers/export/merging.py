@@ -24,8 +24,8 @@ from helpers.disk import new_folder
 from helpers.export.card import add_card
 from helpers.files import ExportError
 from helpers.hub import INDEX, WeightsError, indexed_files
-from helpers.models import WEIGHTS, finished_adapter, wrong_base
-from helpers.runs import Run
+from helpers.models import finished_adapter, wrong_base
+from helpers.runs import WEIGHTS, Run
 from helpers.weights import fetch_weights
 
 SIGN = "merged_from.json"  # what a merged folder was made of; also marks it as ours

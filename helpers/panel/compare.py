@@ -13,7 +13,7 @@ from helpers.hardware import GIB
 from helpers.panel.controls import Picture, button, labeled
 from helpers.panel.views import div
 from helpers.plots import comparison_chart
-from helpers.runs import Run
+from helpers.runs import RECORD, Run
 
 MOST_ROWS = 8
 HOW_TO_CHOOSE = "Choose two or more with Ctrl or Shift."
@@ -59,7 +59,7 @@ class CompareView(widgets.VBox):
 
     def find(self) -> None:
         """List the run folders, keeping what is chosen."""
-        names = sorted(file.parent.name for file in self.root.glob("*/run.json"))
+        names = sorted(file.parent.name for file in self.root.glob(f"*/{RECORD}"))
         chosen = tuple(name for name in self.runs.value if name in names)
         self.runs.options, self.runs.rows = names, max(2, min(MOST_ROWS, len(names)))
         self.runs.value = chosen
